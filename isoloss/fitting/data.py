@@ -1,0 +1,136 @@
+"""The rows a law is fitted to, taken from a table of runs: nothing dropped unsaid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from isoloss.errors import NoAnswer
+from isoloss.laws.law import Law
+from isoloss.runs import Removed, Runs
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Inputs, targets and weights of the rows in the fit, in an order that does not depend on the table's.
+
+    Attributes:
+        x: axis -> (n,).
+        y: target, (n,).
+        weights: (n,), mean 1.
+        clusters: (n,) integers; rows of one cluster are resampled together.
+        rows: row in the source, (n,).
+        removed: rows of the table that are not in the fit, with code and why.
+        fingerprint: of the columns used.
+    """
+
+    x: Mapping[str, Array]
+    y: Array
+    weights: Array
+    clusters: Array
+    rows: Array
+    removed: tuple[Removed, ...]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def cluster_count(self) -> int:
+        """Number of independent units."""
+        return len(np.unique(self.clusters))
+
+
+def prepare(
+    law: Law,
+    runs: Runs,
+    *,
+    weights: str | None = None,
+    sd: str | None = None,
+    cluster: str | None = None,
+) -> Data:
+    """The rows of ``runs`` that ``law`` can be fitted to.
+
+    Rows with a missing or non-finite target, axis, weight or sd are removed and returned as such.
+
+    Raises:
+        ValueError: a column is missing, or holds values no law can mean (counts at or below 0).
+        NoAnswer: fewer than two rows are left.
+    """
+    axes, runs = _axes(law, runs)
+    extra = [name for name in (weights, sd) if name is not None]
+    used = [*dict.fromkeys(axes.values()), law.target, *extra]
+    columns = dict(zip(used, runs.numeric(*used), strict=True))
+    removed = list(runs.removed)
+    keep = np.ones(len(runs), dtype=bool)
+    for name in used:
+        bad = ~np.isfinite(columns[name])
+        for i in np.flatnonzero(bad & keep):
+            value = columns[name][i]
+            missing = name != law.target
+            removed.append(
+                Removed(
+                    int(runs.rows[i]),
+                    "missing-value" if missing else "nonfinite-loss",
+                    f"{name} is {'missing' if np.isnan(value) else value}",
+                )
+            )
+        keep &= ~bad
+    _refuse_nonpositive(law, runs, columns, [*axes.values(), law.target, *extra], keep)
+    if keep.sum() < 2:
+        raise NoAnswer(
+            f"{int(keep.sum())} of {len(runs)} rows can be fitted",
+            f"rows with finite {', '.join(used)}; `isoloss check` names what is wrong with the others",
+        )
+    x = {axis: columns[name][keep] for axis, name in axes.items()}
+    y = columns[law.target][keep]
+    w = columns[weights][keep] if weights else np.ones(len(y))
+    if sd:
+        w = w / columns[sd][keep] ** 2
+    groups = runs[cluster][keep] if cluster else np.arange(len(y))
+    # One order for any order of the table: then the same seed draws the same resamples.
+    order = np.lexsort([*(x[axis] for axis in reversed(list(x))), y])
+    _, first, codes = np.unique(groups[order], return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(first))
+    return Data(
+        {axis: value[order] for axis, value in x.items()},
+        y[order],
+        (w / w.mean())[order],
+        rank[codes],
+        runs.rows[keep][order],
+        tuple(removed),
+        runs.fingerprint([*used, *([cluster] if cluster else [])]),
+    )
+
+
+def _axes(law: Law, runs: Runs) -> tuple[dict[str, str], Runs]:
+    """Axis of the law -> column of the table; derivable columns are derived, defaults filled."""
+    needed = [axis for axis in law.axes if axis not in runs and axis not in law.defaults]
+    if needed:
+        runs = runs.derive()
+    axes = {}
+    for axis in law.axes:
+        name = axis if axis in runs else law.defaults.get(axis, axis)
+        runs[name]  # the table's own error says which column is missing and what to do
+        axes[axis] = name
+    runs[law.target]
+    return axes, runs
+
+
+def _refuse_nonpositive(
+    law: Law, runs: Runs, columns: Mapping[str, Array], names: Sequence[str], keep: Array
+) -> None:
+    for name in dict.fromkeys(names):
+        bad = np.flatnonzero(keep & (columns[name] <= 0))
+        if len(bad):
+            code = "nonpositive-loss" if name == law.target else "nonpositive-count"
+            raise ValueError(
+                f"{law.slug} needs {name} above 0, got {columns[name][bad[0]]:g} in row "
+                f"{int(runs.rows[bad[0]])} ({len(bad)} such rows). Mend them, or leave them out with "
+                f"--drop {code}"
+            )

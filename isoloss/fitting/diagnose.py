@@ -1,0 +1,120 @@
+"""What the data do not identify: flat directions, estimates at a bound, axes that move together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from isoloss.fitting.coordinates import Coordinates
+from isoloss.fitting.data import Data
+from isoloss.fitting.minimise import Problem
+from isoloss.laws.law import Law
+from isoloss.runs import Finding
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+WIDE = 0.25  # a standard deviation of a quarter of the box: a 90 % interval fills it
+
+
+@dataclass(frozen=True)
+class Information:
+    """What the rows say about the free coordinates near the optimum.
+
+    Attributes:
+        condition: ratio of the extreme singular values of the Jacobian, columns in units of their box.
+        flat: the free coordinate moves along the least determined direction, (p,), unit length.
+        flat_sd: standard deviation along it in units of the box; above 0.25 it is not determined.
+    """
+
+    condition: float
+    flat: Array
+    flat_sd: float
+
+
+def information(
+    problem: Problem, coordinates: Coordinates, psi: Array, weights: Array, spread: float
+) -> Information:
+    """Fisher information of the rows at ``psi`` for residuals of standard deviation ``spread``."""
+    p = len(coordinates.names)
+    jacobian = problem.model.jacobian(psi[:p], log=problem.objective.residual == "log")
+    width = (coordinates.high - coordinates.low)[:p]
+    scaled = jacobian * width * np.sqrt(weights)[:, None]
+    for prior in problem.priors:
+        row = np.sqrt(problem.temperature) * prior.slope(psi[None])[0, :p] / prior.sd * width
+        scaled = np.vstack([scaled, row])
+    _, singular, vt = np.linalg.svd(scaled, full_matrices=False)
+    floor = max(singular[0], 1e-300) * 1e-14
+    singular = np.maximum(singular, floor)
+    if len(singular) < p:  # fewer rows than parameters: the missing directions are flat
+        singular = np.append(singular, np.full(p - len(singular), floor))
+        vt = np.linalg.svd(scaled, full_matrices=True)[2]
+    return Information(float(singular[0] / singular[-1]), vt[-1], float(spread / singular[-1]))
+
+
+def at_bounds(coordinates: Coordinates, psi: Array) -> list[str]:
+    """Names of free coordinates that ended on their box."""
+    p = len(coordinates.names)
+    width = coordinates.high[:p] - coordinates.low[:p]
+    near = np.minimum(psi[:p] - coordinates.low[:p], coordinates.high[:p] - psi[:p])
+    return [name for name, edge in zip(coordinates.names, near <= 1e-6 * width, strict=True) if edge]
+
+
+def separation(law: Law, draws: Array, data: Data) -> tuple[float, float] | None:
+    """90 % interval of the first axis' share of the total elasticity at the centre of the data.
+
+    ``s = u_1 / (u_1 + u_2)`` with ``u_j = -d L / d ln x_j`` decides every plan that trades the two axes.
+    None for laws of one axis.
+    """
+    if len(law.axes) != 2 or len(draws) < 20:
+        return None
+    centre = {axis: np.array([np.exp(np.mean(np.log(data.x[axis])))]) for axis in law.axes}
+    _, slopes = law.elasticities(draws, centre)
+    u = [np.maximum(-slopes[axis][:, 0], 0.0) for axis in law.axes]
+    total = u[0] + u[1]
+    share = u[0][total > 0] / total[total > 0]
+    if len(share) == 0:
+        return None
+    low, high = np.quantile(share, [0.05, 0.95])
+    return float(low), float(high)
+
+
+def findings(
+    coordinates: Coordinates, info: Information, edges: list[str], share: tuple[float, float] | None
+) -> list[Finding]:
+    """The warnings a reader of the fit must see."""
+    out = []
+    if info.flat_sd > WIDE:
+        loudest = np.argsort(-np.abs(info.flat))[:3]
+        names = [coordinates.names[j] for j in loudest if abs(info.flat[j]) > 0.1]
+        out.append(
+            Finding(
+                "flat-direction", "error", (), None,
+                f"the data leave {' and '.join(names)} open along one direction: one standard deviation "
+                f"is {info.flat_sd:.2g} of the whole allowed range (condition number {info.condition:.1e})",
+                "many parameter values fit equally well, so each value alone means nothing",
+                "widen the range of the predictors, fix, tie or borrow one of them, or use a smaller law",
+            )
+        )  # fmt: skip
+    for name in edges:
+        out.append(
+            Finding(
+                "at-bound", "warning", (), name,
+                f"the estimate of {name} lies on its bound",
+                "the data would push it further: the value is the bound's, not the data's",
+                f"widen it with --bound {name.split('=')[0]}=LOW:HIGH, or leave the term out",
+            )
+        )  # fmt: skip
+    if share is not None and share[1] - share[0] > 0.8:
+        axes = coordinates.law.axes
+        out.append(
+            Finding(
+                "axes-not-separated", "error", (), None,
+                f"how much of the improvement is due to {axes[0]} and how much to {axes[1]} is open: the "
+                f"share of {axes[0]} is {share[0]:.2f} to {share[1]:.2f}",
+                f"a plan trades {axes[0]} against {axes[1]}, and the runs do not say at what rate",
+                f"add runs off the common ray: at least 3 values of {axes[1]}/{axes[0]} over a factor of 4",
+            )
+        )  # fmt: skip
+    return out

@@ -1,0 +1,292 @@
+"""From a table to what we believe: the verb ``fit``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+
+from isoloss.fitting.constraints import Constraints
+from isoloss.fitting.coordinates import Coordinates, coordinates
+from isoloss.fitting.data import Data, prepare
+from isoloss.fitting.diagnose import at_bounds, findings, information, separation
+from isoloss.fitting.minimise import Minima, Problem, minimise
+from isoloss.fitting.model import model_of
+from isoloss.fitting.objective import Huber, Objective
+from isoloss.fitting.result import Fit
+from isoloss.fitting.uncertainty import Progress, bootstrap, laplace, robust_sd
+from isoloss.laws import get
+from isoloss.laws.law import Law
+from isoloss.runs import Finding, Runs, check, read
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+SAME = 1e-6  # starts whose objectives differ by less than this share found the same minimum
+SCREEN_ROWS = 512  # starts of a long table descend on a subset first; the last steps see every row
+
+
+def fit(
+    law: Law | str,
+    runs: Runs | Any,
+    *,
+    objective: Objective | None = None,
+    constraints: Constraints | None = None,
+    draws: int = 1000,
+    uncertainty: Literal["bootstrap", "laplace"] = "bootstrap",
+    cluster: str | None = None,
+    weights: str | None = None,
+    starts: int = 64,
+    coverage: float = 0.9,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Fit:
+    """Fit ``law`` to ``runs`` and say how sure the parameters are.
+
+    Many starts that fill the allowed box descend together with exact derivatives; the best is polished
+    until no step lowers the objective. Then resamples of the rows (or of clusters of rows) are refitted
+    together: their parameters are the joint draws that every later interval comes from.
+
+    Args:
+        law: a law, or its name (``"hoffmann"``, ``"power(flops)"``, ``"my_laws.py:MyLaw"``).
+        runs: a table, or anything :func:`isoloss.read` takes.
+        objective: default ``Huber(delta=1e-3)`` on log residuals; least squares where the law's target
+            can be zero or negative.
+        constraints: fixed, tied, bounded, borrowed or prior-carrying parameters.
+        draws: joint parameter draws kept.
+        uncertainty: ``"bootstrap"``, or ``"laplace"`` (normal approximation; cheap, symmetric in logs).
+        cluster: column whose equal values are resampled together (family, seed, run).
+        weights: column of row weights.
+        starts: how many starting points.
+        coverage: of the intervals in tables.
+        seed: same seed and same rows (in any order), same draws.
+        progress: called with (what, done, total).
+
+    Returns:
+        The fit. ``fit.result`` is ``"identified"``, ``"not-identified"``, ``"not-converged"`` or
+        ``"interrupted"``; a poor fit is a value, not an exception.
+
+    Raises:
+        ValueError: wrong names, units or values. NoAnswer: no rows to fit.
+
+    Example:
+        >>> import numpy as np
+        >>> n, d = np.meshgrid([1e6, 4e6, 16e6, 64e6], [1e8, 4e8, 16e8])
+        >>> loss = 1.8 + 480 * n**-0.35 + 2000 * d**-0.37
+        >>> runs = read({"params": n.ravel(), "tokens": d.ravel(), "loss": loss.ravel()})
+        >>> found = fit("hoffmann", runs, draws=100)
+        >>> round(found.values["alpha"], 6), found.result
+        (0.35, 'identified')
+    """
+    law = get(law) if isinstance(law, str) else law
+    runs = runs if isinstance(runs, Runs) else read(runs)
+    if draws < 0 or starts < 1 or not 0 < coverage < 1:
+        raise ValueError(
+            f"fit needs draws >= 0, starts >= 1 and 0 < coverage < 1, got {draws}, {starts}, {coverage}"
+        )
+    if objective is None:
+        objective = Huber() if law.target == "loss" else Huber(residual="linear")
+    held = (constraints or Constraints()).resolve(law)
+    sd = _known_sd(law, runs, objective)
+    data = prepare(law, runs, weights=weights, sd=sd, cluster=cluster)
+    if objective.residual == "log" and sd:
+        data = replace(data, weights=data.weights * data.y**2 / np.mean(data.weights * data.y**2))
+    place = coordinates(law, data.x, data.y, held, objective)
+    problem = Problem(
+        model_of(law, data.x, place.base, place.spread), data.y, objective, place.low, place.high
+    )
+    found = _search(problem, place, data, starts, progress)
+    if place.priors:
+        problem, found = _with_priors(problem, place, data, found)
+    best = int(np.argmin(found.value))
+    if not np.isfinite(found.value[best]):
+        raise ValueError(
+            f"{law.slug} is undefined (not finite or not positive) on these rows from all {starts} starts. "
+            "Check the bounds, the units, or the law's value()"
+        )
+    psi, value = found.psi[best], float(found.value[best])
+    agreeing = float(np.mean(found.value <= value + SAME * max(abs(value), 1e-300)))
+    rng = np.random.default_rng(seed)
+    residuals = problem.residuals(psi[None])[0][0]
+    info = information(problem, place, psi, data.weights, robust_sd(residuals, len(place.names)))
+    complete = True
+    if draws == 0:
+        cloud = psi[None]
+    elif uncertainty == "laplace":
+        cloud = laplace(problem, psi, data.weights, draws, rng)
+    elif uncertainty == "bootstrap":
+        cloud, complete = bootstrap(
+            problem, _distinct(found), data.weights, data.clusters, draws, rng, progress
+        )
+    else:
+        raise ValueError(f"uncertainty must be 'bootstrap' or 'laplace', got {uncertainty!r}")
+    theta, all_draws = place.theta(psi), place.theta(cloud)
+    edges = at_bounds(place, psi)
+    warnings = [
+        *[f for f in check(runs, axes=law.axes, target=law.target) if f.level != "note"],
+        *findings(place, info, edges, separation(law, all_draws, data)),
+        *_cautions(data, place, agreeing, draws, len(all_draws), uncertainty),
+    ]
+    result: Literal["identified", "not-identified", "not-converged", "interrupted"] = (
+        "interrupted" if not complete
+        else "not-converged" if not found.converged[best]
+        else "not-identified" if any(f.code in ("flat-direction", "axes-not-separated") for f in warnings)
+        else "identified"
+    )  # fmt: skip
+    return Fit(
+        law=law,
+        theta=theta,
+        draws=all_draws if draws else np.empty((0, len(theta))),
+        status=_statuses(place, edges),
+        objective=objective,
+        value=value / (len(data) if objective.reduction == "mean" else 1),
+        agreeing_starts=agreeing,
+        starts=starts,
+        result=result,
+        warnings=tuple(warnings),
+        removed=data.removed,
+        x=data.x,
+        y=data.y,
+        rows=data.rows,
+        residuals=residuals,
+        weights=data.weights,
+        uncertainty=uncertainty if not cluster else f"{uncertainty} by {cluster}",
+        condition=info.condition,
+        constraints=held,
+        coverage=coverage,
+        seed=seed,
+        source=runs.source,
+        fingerprint=data.fingerprint,
+        units={name: runs.units.get(name, "") for name in (*law.axes, law.target)},
+        derived={name: how for name, how in runs.derive().derived.items() if name in law.axes},
+    )
+
+
+def _known_sd(law: Law, runs: Runs, objective: Objective) -> str | None:
+    name = f"{law.target}_sd"
+    return name if objective.name == "gaussian" and name in runs else None
+
+
+def _search(
+    problem: Problem, place: Coordinates, data: Data, starts: int, progress: Progress | None
+) -> Minima:
+    """Descend from all starts; on a long table on every k-th row first."""
+    psi = place.starts(starts)
+    stride = len(data) // SCREEN_ROWS
+    if stride >= 2:
+        x = {axis: value[::stride] for axis, value in data.x.items()}
+        part = replace(problem, model=model_of(place.law, x, place.base, place.spread), y=data.y[::stride])
+        found = _descend(part, psi, data.weights[::stride])
+    else:
+        found = _descend(problem, psi, data.weights)
+    if progress:
+        progress("starts", starts, starts)
+    return _polish(problem, found, data.weights)
+
+
+def _descend(problem: Problem, psi: Array, weights: Array) -> Minima:
+    """From afar: cautious steps, to a tolerance that tells minima apart."""
+    return minimise(problem, psi, weights, caution=0.3, tolerance=1e-9, limit=150)
+
+
+def _polish(problem: Problem, coarse: Minima, weights: Array) -> Minima:
+    """Newton steps until nothing lowers the objective, once for all starts that came to one place."""
+    groups = _same_place(coarse)
+    first = np.array([group[0] for group in groups])
+    fine = minimise(problem, coarse.psi[first], weights, tolerance=1e-16)
+    psi, value, converged = coarse.psi.copy(), coarse.value.copy(), coarse.converged.copy()
+    for k, group in enumerate(groups):
+        psi[group], value[group], converged[group] = fine.psi[k], fine.value[k], fine.converged[k]
+    return Minima(psi, value, converged, coarse.iterations)
+
+
+def _same_place(coarse: Minima) -> list[Array]:
+    """Starts grouped by where they ended: nearly equal objective and coordinates, best group first."""
+    left = np.argsort(coarse.value, kind="stable")
+    groups = []
+    while len(left):
+        lead = left[0]
+        near = np.abs(coarse.value[left] - coarse.value[lead]) <= 1e-5 * abs(coarse.value[lead]) + 1e-12
+        near &= np.max(np.abs(coarse.psi[left] - coarse.psi[lead]), axis=1) <= 0.02
+        near[0] = True
+        groups.append(left[near])
+        left = left[~near]
+    return groups
+
+
+def _with_priors(problem: Problem, place: Coordinates, data: Data, found: Minima) -> tuple[Problem, Minima]:
+    """Weigh the priors by the noise the data show without them, then fit again."""
+    for _ in range(3):
+        best = found.psi[np.argmin(found.value)]
+        r = problem.residuals(best[None])[0][0]
+        temperature = problem.objective.temperature(r, data.weights)
+        problem = replace(problem, priors=place.priors, temperature=temperature)
+        found = _polish(problem, _descend(problem, found.psi, data.weights), data.weights)
+    return problem, found
+
+
+def _distinct(found: Minima, most: int = 3) -> Array:
+    """The best minimum and up to two other local ones within 2 % of it."""
+    order = np.argsort(found.value, kind="stable")
+    kept = [order[0]]
+    for i in order[1:]:
+        lowest = found.value[order[0]]
+        if found.value[i] > lowest + 0.02 * abs(lowest) or len(kept) == most:
+            break
+        apart = all(found.value[i] > found.value[k] + 1e-4 * abs(lowest) for k in kept)
+        if apart and found.converged[i]:
+            kept.append(i)
+    return found.psi[kept]
+
+
+def _statuses(place: Coordinates, edges: list[str]) -> tuple[str, ...]:
+    on_edge = {name for group in edges for name in group.split("=")}
+    return tuple(
+        "at-bound" if name in on_edge else status
+        for name, status in zip(place.law.names, place.status, strict=True)
+    )
+
+
+def _cautions(
+    data: Data, place: Coordinates, agreeing: float, draws: int, done: int, uncertainty: str
+) -> list[Finding]:
+    out = []
+    free = len(place.names)
+    if len(data) <= free:
+        out.append(
+            Finding(
+                "flat-direction", "error", (), None,
+                f"{len(data)} rows cannot determine {free} parameters",
+                "a curve with as many parameters as points passes through them whatever they are",
+                f"at least {free + 3} rows, or fix, tie or borrow parameters, or a smaller law",
+            )
+        )  # fmt: skip
+    elif data.cluster_count < 15 and uncertainty == "bootstrap" and draws:
+        out.append(
+            Finding(
+                "small-sample", "warning", (), None,
+                f"{data.cluster_count} independent rows for {free} free parameters",
+                "percentile bootstrap intervals are too narrow below about 15 (near 75-85 % where 90 % "
+                "is asked)",
+                "read the intervals as lower limits, or add replicates of cheap runs",
+            )
+        )  # fmt: skip
+    if agreeing < 0.1:
+        out.append(
+            Finding(
+                "few-agreeing-starts", "warning", (), None,
+                f"only {agreeing:.0%} of the starts reached the best minimum",
+                "a better one may exist",
+                "raise --starts, or narrow the bounds",
+            )
+        )  # fmt: skip
+    if 0 < done < draws:
+        out.append(
+            Finding(
+                "interrupted", "warning", (), None,
+                f"{done} of {draws} draws were done",
+                "intervals from fewer draws are noisier",
+                "run again for all draws; the same seed repeats these",
+            )
+        )  # fmt: skip
+    return out

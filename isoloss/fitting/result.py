@@ -1,0 +1,342 @@
+"""What we believe: a fitted law with its draws, and the file it lives in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from isoloss.errors import NoAnswer
+from isoloss.files import write_atomically
+from isoloss.fitting.constraints import Constraints
+from isoloss.fitting.objective import Objective, objective_from_json
+from isoloss.fitting.prediction import Prediction, quantiles
+from isoloss.laws import get
+from isoloss.laws.law import Law
+from isoloss.runs import Finding, Removed
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Result = Literal["identified", "not-identified", "not-converged", "interrupted"]
+
+SCHEMA = "isoloss/fit/1"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One parameter: value, standard error and interval from the draws, and how it came about.
+
+    ``status`` is ``fitted``, ``tied``, ``fixed``, ``borrowed`` or ``at-bound``.
+    """
+
+    value: float
+    stderr: float
+    low: float
+    high: float
+    status: str
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Fit:
+    """A law, its parameters with joint draws, the rows behind it and every choice that made it.
+
+    Attributes:
+        law: the law.
+        theta: best parameters, natural units, (P,).
+        draws: joint draws, (K, P): one row is one world the data allow.
+        status: per parameter, see :class:`Estimate`.
+        objective, value: what was minimised, and the minimum.
+        agreeing_starts: share of the starts that reached the same minimum.
+        result: whether the question has an answer, see :func:`isoloss.fit`.
+        warnings: findings about table and fit, each with a why.
+        removed: rows of the table that are not in the fit.
+        x, y, rows, residuals, weights: the rows in the fit.
+        condition: condition number of the Jacobian in units of the parameter box.
+    """
+
+    law: Law
+    theta: Array
+    draws: Array
+    status: tuple[str, ...]
+    objective: Objective
+    value: float
+    agreeing_starts: float
+    starts: int
+    result: Result
+    warnings: tuple[Finding, ...]
+    removed: tuple[Removed, ...]
+    x: Mapping[str, Array]
+    y: Array
+    rows: Array
+    residuals: Array
+    weights: Array
+    uncertainty: str
+    condition: float
+    constraints: Constraints
+    coverage: float
+    seed: int
+    source: str
+    fingerprint: str
+    units: Mapping[str, str]
+    derived: Mapping[str, str]
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Best parameters by name."""
+        return {name: float(v) for name, v in zip(self.law.names, self.theta, strict=True)}
+
+    @property
+    def parameters(self) -> dict[str, Estimate]:
+        """Every parameter with standard error and interval at ``coverage``."""
+        out = {}
+        for p, name in enumerate(self.law.names):
+            value = float(self.theta[p])
+            if len(self.draws) < 2:
+                stderr, low, high = float("nan"), float("nan"), float("nan")
+            else:
+                stderr = float(np.std(self.draws[:, p], ddof=1))
+                low, high = quantiles(self.draws[:, p], self.coverage)
+            out[name] = Estimate(value, stderr, low, high, self.status[p])
+        return out
+
+    @property
+    def free(self) -> int:
+        """Number of parameters the data had to determine."""
+        return sum(status in ("fitted", "at-bound") for status in self.status)
+
+    @property
+    def r2(self) -> float:
+        """Share of the variance of the target explained, in the target's unit."""
+        predicted = self.law.evaluate(self.theta, **self.x)
+        w = self.weights
+        mean = np.sum(w * self.y) / np.sum(w)
+        return float(1 - np.sum(w * (self.y - predicted) ** 2) / np.sum(w * (self.y - mean) ** 2))
+
+    @property
+    def noise(self) -> Array:
+        """Residuals as the scatter of a new run: widened by ``sqrt(n/(n-p))`` for the fitted parameters."""
+        n = len(self.residuals)
+        return np.sort(self.residuals) * np.sqrt(n / max(n - self.free, 1))
+
+    def correlation(self, first: str, second: str) -> float:
+        """Correlation of two parameters over the draws, positive ones as logs."""
+        columns = []
+        for name in (first, second):
+            p = self.law.names.index(name)
+            column = self.draws[:, p]
+            columns.append(np.log(column) if self.law.parameters[p].scale == "log" else column)
+        return float(np.corrcoef(columns)[0, 1])
+
+    def predict(
+        self,
+        *,
+        of: Literal["mean", "run"] = "mean",
+        coverage: float | None = None,
+        **axes: Any,
+    ) -> Prediction:
+        """The distribution of the target at a point that may not have been measured.
+
+        Args:
+            of: ``"mean"``, the level the law gives: parameter uncertainty only; or ``"run"``, what one
+                new run would show: with the scatter of the runs in the fit.
+            coverage: of the interval; default the fit's.
+            axes: one number or array per axis of the law (``params=7e9, tokens=2e12``).
+
+        Raises:
+            ValueError: an axis is missing or not positive. NoAnswer: the fit has no draws.
+
+        Example:
+            >>> import isoloss
+            >>> found = isoloss.fit("power", {"tokens": [1, 2, 4, 8], "loss": [8, 4, 2, 1.0]}, draws=50)
+            >>> found.predict(tokens=16).median.round(6).tolist()
+            [0.5]
+        """
+        if of not in ("mean", "run"):
+            raise ValueError(f"of must be 'mean' or 'run', got {of!r}")
+        if len(self.draws) == 0:
+            raise NoAnswer("this fit has no draws, so no interval", "fit with draws=1000")
+        x = {name: np.atleast_1d(value) for name, value in self.law.inputs(axes).items()}
+        level = self.law.evaluate(self.draws, **x)
+        if of == "run":
+            rng = np.random.default_rng([self.seed, 1])
+            repeats = max(1, 8000 // len(self.draws))
+            level = np.repeat(level, repeats, axis=0)
+            scatter = rng.choice(self.noise, size=level.shape, p=self._noise_weights())
+            level = level * np.exp(scatter) if self.objective.residual == "log" else level + scatter
+        return Prediction(of, self.coverage if coverage is None else coverage, x, level, self.reach(x))
+
+    def _noise_weights(self) -> Array:
+        order = np.argsort(self.residuals)
+        return np.asarray(self.weights[order] / np.sum(self.weights))
+
+    def reach(self, x: Mapping[str, Array]) -> Array:
+        """How far each point lies outside the fitted rows: the largest factor over the axes, 1 inside."""
+        factors = [
+            np.maximum(1.0, np.maximum(x[axis] / np.max(values), np.min(values) / x[axis]))
+            for axis, values in self.x.items()
+        ]
+        return np.asarray(np.max(factors, axis=0))
+
+    def save(self, path: str | Path) -> None:
+        """Write the fit as JSON (``docs/json.md``), atomically."""
+        write_atomically(Path(path), json.dumps(self.to_json(), indent=1) + "\n")
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that ``isoloss fit --json`` writes; schema in ``docs/json.md``."""
+        return {
+            "schema": SCHEMA,
+            "law": self.law.spec,
+            "formula": self.law.formula,
+            "target": self.law.target,
+            "parameters": {name: _finite(vars(e)) for name, e in self.parameters.items()},
+            "objective": {**self.objective.to_json(), "value": self.value},
+            "agreeing_starts": self.agreeing_starts,
+            "starts": self.starts,
+            "rows_used": len(self.y),
+            "rows_removed": [vars(entry) for entry in self.removed],
+            "warnings": [_finding_json(entry) for entry in self.warnings],
+            "result": self.result,
+            "condition": self.condition,
+            "r2": self.r2,
+            "coverage": self.coverage,
+            "uncertainty": self.uncertainty,
+            "seed": self.seed,
+            "constraints": _constraints_json(self.constraints),
+            "data": {
+                "source": self.source,
+                "fingerprint": self.fingerprint,
+                "units": dict(self.units),
+                "derived": dict(self.derived),
+                "rows": self.rows.tolist(),
+                "weights": self.weights.tolist(),
+                "x": {axis: values.tolist() for axis, values in self.x.items()},
+                "y": self.y.tolist(),
+            },
+            "draws": {name: self.draws[:, p].tolist() for p, name in enumerate(self.law.names)},
+            "noise": {"residual": self.objective.residual, "residuals": self.residuals.tolist()},
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Fit:
+        """The fit that :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: not a fit of this schema, or a part is missing or of the wrong kind.
+        """
+        if document.get("schema") != SCHEMA:
+            raise ValueError(
+                f"needed a fit of schema {SCHEMA!r}, got {document.get('schema')!r}. Make it with "
+                "`isoloss fit LAW TABLE --json FILE`"
+            )
+        try:
+            return _read_fit(document)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"the fit file is incomplete or damaged: {error!r}") from error
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{name}={value:.5g}" for name, value in self.values.items())
+        return f"Fit({self.law.spec}: {inner}; {len(self.y)} rows, {self.result})"
+
+    def _repr_html_(self) -> str:
+        head = f"{self.coverage:.0%} interval"
+        rows = "".join(
+            f"<tr><td>{name}</td><td>{e.value:.5g}</td><td>{e.stderr:.2g}</td>"
+            f"<td>{e.low:.5g} to {e.high:.5g}</td><td>{e.status}</td></tr>"
+            for name, e in self.parameters.items()
+        )
+        notes = "".join(f"<li><b>{w.code}</b>: {w.text}</li>" for w in self.warnings)
+        return (
+            f"<p><b>{self.law.spec}</b>: {self.law.formula}; {len(self.y)} rows, "
+            f"{len(self.removed)} removed, {self.result}</p><table><tr><th></th><th>value</th>"
+            f"<th>s.e.</th><th>{head}</th><th></th></tr>{rows}</table><ul>{notes}</ul>"
+        )
+
+
+def load(path: str | Path) -> Fit:
+    """Read a fit that :meth:`Fit.save` or ``isoloss fit --json`` wrote.
+
+    Raises:
+        ValueError: no such file, not JSON, or not a fit.
+    """
+    path = Path(path)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the fit {path}: {error}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}). Make it with `isoloss fit --json`") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"{path} is not a fit: needed a JSON object, got {type(document).__name__}")
+    return Fit.from_json(document)
+
+
+def _read_fit(document: Mapping[str, Any]) -> Fit:
+    law = get(document["law"])
+    data, parameters = document["data"], document["parameters"]
+    theta = np.array([float(parameters[name]["value"]) for name in law.names])
+    draws = np.column_stack([np.asarray(document["draws"][name], float) for name in law.names])
+    held = document["constraints"]
+    return Fit(
+        law=law,
+        theta=theta,
+        draws=draws,
+        status=tuple(parameters[name]["status"] for name in law.names),
+        objective=objective_from_json(document["objective"]),
+        value=float(document["objective"]["value"]),
+        agreeing_starts=float(document["agreeing_starts"]),
+        starts=int(document["starts"]),
+        result=document["result"],
+        warnings=tuple(
+            Finding(w["code"], w["level"], tuple(w["rows"]), w["column"], w["text"], w["why"], w["do"])
+            for w in document["warnings"]
+        ),
+        removed=tuple(Removed(r["row"], r["code"], r["why"]) for r in document["rows_removed"]),
+        x={axis: np.asarray(values, float) for axis, values in data["x"].items()},
+        y=np.asarray(data["y"], float),
+        rows=np.asarray(data["rows"], int),
+        residuals=np.asarray(document["noise"]["residuals"], float),
+        weights=np.asarray(data["weights"], float),
+        uncertainty=document["uncertainty"],
+        condition=float(document["condition"]),
+        constraints=Constraints(
+            held["fix"], tuple(map(tuple, held["tie"])),
+            {k: tuple(v) for k, v in held["bounds"].items()},
+            {k: tuple(v) for k, v in held["priors"].items()}, held["borrow"],
+        ),
+        coverage=float(document["coverage"]),
+        seed=int(document["seed"]),
+        source=data["source"],
+        fingerprint=data["fingerprint"],
+        units=data["units"],
+        derived=data["derived"],
+    )  # fmt: skip
+
+
+def _constraints_json(held: Constraints) -> dict[str, Any]:
+    return {
+        "fix": dict(held.fix),
+        "tie": [list(group) for group in held.tie],
+        "bounds": {name: list(ends) for name, ends in held.bounds.items()},
+        "priors": {name: list(pair) for name, pair in held.priors.items()},
+        "borrow": dict(held.borrow),
+    }
+
+
+def _finding_json(entry: Finding) -> dict[str, Any]:
+    return {
+        "code": entry.code,
+        "level": entry.level,
+        "text": entry.text,
+        "why": entry.why,
+        "do": entry.do,
+        "rows": list(entry.rows),
+        "column": entry.column,
+    }
+
+
+def _finite(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: an interval that does not exist is null."""
+    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in entry.items()}

@@ -1,0 +1,102 @@
+"""Joint draws of the parameters: bootstrap over rows or clusters, and Laplace's approximation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from isoloss.fitting.minimise import CHUNK, Problem, minimise
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Progress = Callable[[str, int, int], None]
+"""Called with (what, done, total) while a fit works."""
+
+
+def bootstrap(
+    problem: Problem,
+    minima: Array,
+    weights: Array,
+    clusters: Array,
+    draws: int,
+    rng: np.random.Generator,
+    progress: Progress | None = None,
+) -> tuple[Array, bool]:
+    """Refit ``draws`` resamples of the clusters, each to its own minimum. Efron 1979.
+
+    A resample is a vector of row weights, so all resamples share one data set and are refitted
+    together. Each starts from every distinct good minimum of the full data and keeps the best. Prior
+    means are redrawn with the data, or the prior would count as noise-free.
+
+    Args:
+        minima: distinct minima of the full data, best first, (m, q).
+        weights: (n,) row weights. clusters: (n,) integers from 0.
+
+    Returns:
+        Free coordinates (k, q), and whether all were done: on Ctrl-C those finished are kept.
+    """
+    count = int(clusters.max()) + 1
+    done: list[Array] = []
+    total = 0
+    size = max(1, 8 * CHUNK // len(weights))
+    try:
+        while total < draws:
+            batch = min(size, draws - total)
+            # Resamples are drawn in blocks of a fixed size, so that a seed means the same for any chunk.
+            picks = rng.multinomial(count, np.full(count, 1.0 / count), size=batch).astype(float)
+            w = picks[:, clusters] * weights
+            means = np.array([prior.mean for prior in problem.priors])
+            means = means + rng.normal(size=(batch, len(means))) * [p.sd for p in problem.priors]
+            tries = [
+                minimise(problem, np.repeat(start[None], batch, axis=0), w, prior_means=means)
+                for start in minima
+            ]
+            best = np.argmin([found.value for found in tries], axis=0)
+            done.append(np.stack([found.psi for found in tries])[best, np.arange(batch)])
+            total += batch
+            if progress:
+                progress("bootstrap", total, draws)
+    except KeyboardInterrupt:
+        if not done:
+            raise
+        return np.concatenate(done), False
+    return np.concatenate(done), True
+
+
+def laplace(problem: Problem, psi: Array, weights: Array, draws: int, rng: np.random.Generator) -> Array:
+    """Normal draws around the optimum in free coordinates, cut at the box.
+
+    The covariance is the sandwich ``A^-1 B A^-1 n/(n-p)``, ``A = sum_i w_i rho''(r_i) J_i J_i'``,
+    ``B = sum_i w_i^2 rho'(r_i)^2 J_i J_i'`` (Huber 1967), right for unequal noise over the rows. rho'' is
+    taken as a difference over a bandwidth (Powell 1984): Huber's own is an indicator of width delta,
+    often narrower than the gaps between residuals.
+    """
+    scale = float(np.exp(psi[-1])) if problem.objective.has_scale else 1.0
+    p = problem.size - problem.objective.has_scale
+    n = len(problem.y)
+    u = problem.residuals(psi[None])[0][0] / scale
+    bandwidth = max(robust_sd(u, 0) * n ** (-1 / 3), 1e-12)
+    up, down = problem.objective.slopes(u + bandwidth)[0], problem.objective.slopes(u - bandwidth)[0]
+    jacobian = problem.model.jacobian(psi[:p], log=problem.objective.residual == "log") / scale
+    curvature = (jacobian * (weights * (up - down) / (2 * bandwidth))[:, None]).T @ jacobian
+    scores = jacobian * (weights * problem.objective.slopes(u)[0])[:, None]
+    meat = scores.T @ scores
+    for prior in problem.priors:
+        slope = prior.slope(psi[None])[0, :p] / prior.sd
+        curvature += problem.temperature * np.outer(slope, slope)
+        meat += problem.temperature**2 * np.outer(slope, slope)
+    inverse = np.linalg.pinv(curvature, rcond=1e-13, hermitian=True)
+    covariance = inverse @ meat @ inverse * (n / max(n - p, 1))
+    noise = rng.multivariate_normal(np.zeros(p), covariance, size=draws, method="eigh")
+    out = np.repeat(psi[None], draws, axis=0)
+    out[:, :p] = np.clip(psi[:p] + noise, problem.low[:p], problem.high[:p])
+    return out
+
+
+def robust_sd(r: Array, parameters: int) -> float:
+    """1.4826 median |r|, widened by ``sqrt(n/(n-p))``; the root mean square where the median is zero."""
+    middle = 1.4826 * float(np.median(np.abs(r)))
+    n = len(r)
+    size = middle if middle > 0 else float(np.sqrt(np.mean(r**2)))
+    return size * float(np.sqrt(n / max(n - parameters, 1)))

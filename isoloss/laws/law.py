@@ -1,0 +1,247 @@
+"""What a law is: named parameters, named inputs with units, and one formula."""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from isoloss.laws.dual import Dual
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+UNITS: Mapping[str, str] = {
+    "params": "count",
+    "params_nonembedding": "count",
+    "tokens": "count",
+    "tokens_unique": "count",
+    "flops": "FLOP",
+    "loss": "nats/token",
+    "error": "fraction wrong",
+}
+"""Units of the inputs and targets that the shipped laws name."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a law: its range, and the coordinate it is fitted in.
+
+    Attributes:
+        name: the paper's symbol, ASCII (``alpha``, ``E``).
+        low, high: hard bounds in natural units; starts fill them.
+        scale: ``"log"`` for positive quantities of unknown size, ``"linear"`` for exponents.
+        meaning: one line for tables.
+    """
+
+    name: str
+    low: float
+    high: float
+    scale: Literal["log", "linear"]
+    meaning: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ValueError(f"parameter {self.name} needs low < high, got {self.low} and {self.high}")
+        if self.scale == "log" and self.low <= 0:
+            raise ValueError(
+                f"parameter {self.name} is positive (log scale) and needs low > 0, got {self.low}"
+            )
+
+
+def positive(name: str, low: float, high: float, meaning: str = "") -> Parameter:
+    """A positive parameter, fitted as its logarithm.
+
+    Example:
+        >>> positive("E", 0.1, 5).scale
+        'log'
+    """
+    return Parameter(name, low, high, "log", meaning)
+
+
+def real(name: str, low: float, high: float, meaning: str = "") -> Parameter:
+    """A parameter fitted as it is (an exponent, say).
+
+    Example:
+        >>> real("alpha", 0, 2).scale
+        'linear'
+    """
+    return Parameter(name, low, high, "linear", meaning)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A fit from the literature: parameter values and where they were printed."""
+
+    values: Mapping[str, float]
+    source: str
+
+
+class Law(ABC):
+    """A stateless functional form ``target = value(theta, x)``.
+
+    A subclass gives ``axes``, ``parameters`` and ``value``; slug, derivatives, fitting, planning and
+    documentation follow. Write ``value`` in plain NumPy: its derivatives come from :mod:`isoloss.laws.dual`.
+
+    Class attributes:
+        axes: names of the input columns, each a positive quantity.
+        parameters: the entries of theta, in order.
+        target: the predicted column, ``"loss"`` unless said.
+        formula: one line for tables.
+        paper: one line: who, when, arXiv, equation.
+        published: named thetas of the literature.
+        alias_of: slug of the law this one re-parametrises, if any: the two are one hypothesis.
+        defaults: ``{axis: axis it equals when its column is absent}``.
+
+    Example:
+        >>> class Shifted(Law):
+        ...     "L = A / (N + M)^alpha"
+        ...     axes = ("params",)
+        ...     parameters = (positive("A", 1, 1e4), positive("M", 1, 1e9), real("alpha", 0.01, 1))
+        ...     def value(self, theta, x):
+        ...         A, M, alpha = theta
+        ...         return A * (x["params"] + M) ** -alpha
+        >>> Shifted().evaluate([8.0, 1.0, 0.5], params=[3, 15]).round(6)
+        array([4., 2.])
+    """
+
+    axes: ClassVar[tuple[str, ...]] = ()
+    parameters: ClassVar[tuple[Parameter, ...]] = ()
+    target: ClassVar[str] = "loss"
+    formula: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    published: ClassVar[Mapping[str, Published]] = {}
+    alias_of: ClassVar[str | None] = None
+    defaults: ClassVar[Mapping[str, str]] = {}
+
+    @abstractmethod
+    def value(self, theta: Sequence[Any], x: Mapping[str, Any]) -> Any:
+        """The target at ``x``.
+
+        Args:
+            theta: one entry per parameter, each of shape (..., 1) or scalar.
+            x: one array of shape (n,) per axis.
+        """
+
+    def ranges(self, x: Mapping[str, Array], y: Array) -> dict[str, tuple[float, float]]:
+        """Bounds that follow from the data, by parameter name; they replace the declared ones.
+
+        For a place on an axis (a break, a scale) the declared range would depend on the unit.
+        """
+        return {}
+
+    @property
+    def slug(self) -> str:
+        """The law's name on the command line and in files: ``KaplanNd`` is ``kaplan-nd``."""
+        return slug_of(type(self).__name__)
+
+    @property
+    def spec(self) -> str:
+        """What :func:`isoloss.laws.get` turns back into this law."""
+        own: str = getattr(self, "_spec", self.slug)
+        axis = getattr(self, "axis", None)
+        return f"{own}({axis})" if axis else own
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parameters, in the order of theta."""
+        return tuple(parameter.name for parameter in self.parameters)
+
+    def theta(self, values: Mapping[str, float] | str) -> Array:
+        """Theta of shape (P,) from a mapping, or from the name of a published fit.
+
+        Example:
+            >>> from isoloss.laws import get
+            >>> get("hoffmann").theta("besiroglu-2024")[:1]
+            array([1.8172])
+        """
+        if isinstance(values, str):
+            values = self.published_fit(values).values
+        missing = [name for name in self.names if name not in values]
+        extra = [name for name in values if name not in self.names]
+        if missing or extra:
+            raise ValueError(
+                f"{self.slug} needs parameters {list(self.names)}, got {list(values)}. "
+                f"Missing: {missing}; unknown: {extra}"
+            )
+        return np.array([float(values[name]) for name in self.names])
+
+    def published_fit(self, name: str) -> Published:
+        """The published fit of that name, or a ``ValueError`` that lists what there is."""
+        if name not in self.published:
+            known = ", ".join(self.published) or "none"
+            raise ValueError(f"{self.slug} has no published fit {name!r}. Known: {known}")
+        return self.published[name]
+
+    def inputs(self, x: Mapping[str, Any]) -> dict[str, Array]:
+        """The law's axes from ``x`` as float arrays of one shape, defaults filled, all checked positive."""
+        unknown = [name for name in x if name not in self.axes]
+        if unknown:
+            raise ValueError(f"{self.slug} reads {list(self.axes)}, got also {unknown}. Leave them out")
+        out: dict[str, Any] = {}
+        for axis in self.axes:
+            source = axis if axis in x else self.defaults.get(axis, axis)
+            if source not in x:
+                raise ValueError(f"{self.slug} needs {list(self.axes)}, got {list(x)}. Add {axis}")
+            array = np.asarray(x[source], dtype=float)
+            bad = ~(np.isfinite(array) & (array > 0))
+            if bad.any():
+                raise ValueError(f"{self.slug} needs {axis} finite and above 0, got {array[bad].ravel()[0]:g}")
+            out[axis] = array
+        shape = np.broadcast_shapes(*(array.shape for array in out.values()))
+        return {axis: np.broadcast_to(array, shape) for axis, array in out.items()}
+
+    def evaluate(self, theta: Any, **axes: Any) -> Array:
+        """The target for every theta at every point.
+
+        Args:
+            theta: shape (..., P).
+            axes: one number or array per axis of the law, by name; broadcast together to shape X.
+
+        Returns:
+            Shape (..., *X), in the target's unit.
+
+        Raises:
+            ValueError: an axis is missing, unknown or not positive.
+        """
+        x = self.inputs(axes)
+        shape = next(iter(x.values())).shape
+        theta = np.asarray(theta, dtype=float)
+        flat = {axis: array.ravel() for axis, array in x.items()}
+        parts = tuple(theta[..., p, None] for p in range(len(self.parameters)))
+        out = np.asarray(self.value(parts, flat), dtype=float)
+        full = np.broadcast_to(out, (*theta.shape[:-1], math.prod(shape)))
+        return full.reshape((*theta.shape[:-1], *shape))
+
+    def elasticities(self, theta: Any, x: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
+        """The target and ``d target / d ln axis`` for every axis, exact.
+
+        Args:
+            theta: shape (..., P).
+            x: per axis an array that broadcasts against (..., n).
+
+        Returns:
+            The target of shape (..., n) and one array of that shape per axis.
+        """
+        theta = np.asarray(theta, dtype=float)
+        duals = {
+            axis: Dual(np.asarray(x[axis], dtype=float), {i: np.asarray(x[axis], dtype=float)})
+            for i, axis in enumerate(self.axes)
+        }
+        out = self.value(tuple(theta[..., p, None] for p in range(len(self.parameters))), duals)
+        if not isinstance(out, Dual):
+            raise TypeError(f"{self.slug}: value() does not depend on any of {list(self.axes)}")
+        slopes = {
+            axis: np.broadcast_to(out.partials.get(i, np.zeros(())), out.value.shape)
+            for i, axis in enumerate(self.axes)
+        }
+        return out.value, slopes
+
+
+def slug_of(class_name: str) -> str:
+    """``KaplanNd`` -> ``kaplan-nd``."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", class_name).lower()
