@@ -84,8 +84,7 @@ def fit(
         raise ValueError(
             f"fit needs draws >= 0, starts >= 1 and 0 < coverage < 1, got {draws}, {starts}, {coverage}"
         )
-    if objective is None:
-        objective = Huber() if law.target == "loss" else Huber(residual="linear")
+    objective = objective or default_objective(law)
     held = (constraints or Constraints()).resolve(law)
     sd = _known_sd(law, runs, objective)
     data = prepare(law, runs, weights=weights, sd=sd, cluster=cluster)
@@ -160,6 +159,11 @@ def fit(
         units={name: runs.units.get(name, "") for name in (*law.axes, law.target)},
         derived={name: how for name, how in runs.derive().derived.items() if name in law.axes},
     )
+
+
+def default_objective(law: Law) -> Objective:
+    """Huber with delta 1e-3, on log residuals for losses, on plain ones where the target may reach 0."""
+    return Huber(residual="log" if law.target == "loss" else "linear")
 
 
 def _known_sd(law: Law, runs: Runs, objective: Objective) -> str | None:

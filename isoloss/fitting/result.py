@@ -255,11 +255,15 @@ class Fit:
         )
 
 
-def load(path: str | Path) -> Fit:
+def load(path: str | Path, *, group: str | None = None) -> Fit:
     """Read a fit that :meth:`Fit.save` or ``isoloss fit --json`` wrote.
 
+    Args:
+        path: the file.
+        group: which one, if the file holds a fit for each value of a column (``isoloss fit --by``).
+
     Raises:
-        ValueError: no such file, not JSON, or not a fit.
+        ValueError: no such file, not JSON, not a fit, or no such group.
     """
     path = Path(path)
     try:
@@ -270,6 +274,14 @@ def load(path: str | Path) -> Fit:
         raise ValueError(f"{path} is not JSON ({error}). Make it with `isoloss fit --json`") from error
     if not isinstance(document, dict):
         raise ValueError(f"{path} is not a fit: needed a JSON object, got {type(document).__name__}")
+    groups = document.get("groups") if document.get("schema") == "isoloss/fits/1" else None
+    if isinstance(groups, dict):
+        if group not in groups:
+            known = ", ".join(map(str, groups))
+            raise ValueError(f"{path} holds fits by {document.get('by')}: choose --group from {known}")
+        document = groups[group]
+    elif group is not None:
+        raise ValueError(f"{path} holds one fit, so there is no group {group!r}. Leave --group out")
     return Fit.from_json(document)
 
 

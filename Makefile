@@ -1,0 +1,51 @@
+# `make demo` and `make test` are all a fresh machine needs; both set up what they use.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test check docs benchmark clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m demo.demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 -q
+
+check: $(VENV)/.test $(VENV)/.check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict --quiet
+
+benchmark: $(VENV)/.test
+	$(BIN)/python -m benchmarks.fit_speed
+
+# Marker files remember what is installed; editing pyproject.toml installs anew.
+$(VENV)/.base: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+# torch first and by itself: a bare requirement may pick another build.
+$(VENV)/.demo: $(VENV)/.base
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet --group test
+	touch $@
+
+$(VENV)/.check: $(VENV)/.base
+	$(BIN)/python -m pip install --quiet --group check
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.base
+	$(BIN)/python -m pip install --quiet --group docs
+	touch $@
+
+clean:
+	rm -rf $(VENV) site out dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

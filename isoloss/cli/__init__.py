@@ -1,0 +1,44 @@
+"""Takes words on a command line, gives tables and JSON: one thin file per verb."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+BAD_INPUT, NO_ANSWER, INTERRUPTED = 2, 3, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``isoloss`` and leave with 0, 2 (bad input), 3 (no answer) or 130 (Ctrl-C)."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run ``isoloss`` and return its exit code; errors are one line on standard error."""
+    import click
+
+    from isoloss.cli.app import app
+    from isoloss.errors import NoAnswer
+
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = app(args=words, prog_name="isoloss", standalone_mode=False)
+    except click.ClickException as error:
+        where = getattr(error, "ctx", None)
+        hint = f" See `{where.command_path} --help`." if where is not None else ""
+        return _say(f"{error.format_message().rstrip('.')}.{hint}", BAD_INPUT)
+    except NoAnswer as error:
+        return _say(f"no answer: {error.reason.rstrip('.')}. Needed: {error.needed}", NO_ANSWER)
+    except (ValueError, TypeError) as error:
+        return _say(str(error), BAD_INPUT)
+    except (KeyboardInterrupt, click.Abort):
+        return _say("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # `isoloss laws | head`
+        sys.stderr.close()
+        return 0
+    return code if isinstance(code, int) else 0
+
+
+def _say(text: str, code: int) -> int:
+    print(f"isoloss: {' '.join(text.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,42 @@
+"""The command ``isoloss`` and its verbs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from isoloss import __version__
+from isoloss.cli.check import check
+from isoloss.cli.fit import fit
+from isoloss.cli.laws import laws
+from isoloss.cli.plan import plan
+from isoloss.cli.predict import predict
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    pretty_exceptions_enable=False,
+)
+for verb in (laws, check, fit, predict, plan):
+    app.command()(verb)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"isoloss {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def isoloss(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Find the cheapest model at the loss you need, and how sure that is.
+
+    Exit codes: 0 done; 2 bad input; 3 no answer in the data or under the budget.
+    """

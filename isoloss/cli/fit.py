@@ -1,0 +1,175 @@
+"""``isoloss fit``: parameters, joint uncertainty, and what the data do not say."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from isoloss.cli.options import (
+    Columns,
+    Coverage,
+    Format,
+    Json,
+    Latex,
+    Markdown,
+    Seed,
+    Units,
+    Where,
+    law_named,
+    style_of,
+    table,
+)
+from isoloss.cli.show import Style, Table, findings, interval, number, progress, say, show, write_json
+
+if TYPE_CHECKING:
+    from isoloss.fitting.objective import Objective
+    from isoloss.fitting.result import Fit
+    from isoloss.laws.law import Law
+    from isoloss.runs import Runs
+
+Words = list[str] | None
+
+
+def fit(
+    law: Annotated[str, typer.Argument(help="hoffmann, power(flops), ... or your own FILE.py:Class.")],
+    path: Annotated[str, typer.Argument(metavar="TABLE", help="csv, tsv, json, jsonl or parquet.")],
+    columns: Columns = None,
+    where: Where = None,
+    by: Annotated[str | None, typer.Option(help="One fit for each value of this column.")] = None,
+    units: Units = None,
+    format: Format = None,
+    drop: Annotated[str | None, typer.Option(help="Leave out rows by finding: diverged,duplicate-rows.")] = None,
+    final: Annotated[bool, typer.Option("--final", help="Keep the last checkpoint of each run.")] = False,
+    best_of_sweep: Annotated[
+        bool, typer.Option("--best-of-sweep", help="Keep the best learning rate of each point.")
+    ] = False,
+    objective: Annotated[
+        str | None, typer.Option(help="huber, least-squares, gaussian or student-t.")
+    ] = None,
+    delta: Annotated[float | None, typer.Option(help="Of huber; default 1e-3.")] = None,
+    df: Annotated[float | None, typer.Option(help="Degrees of freedom of student-t; default 4.")] = None,
+    residual: Annotated[str | None, typer.Option(help="log or linear.")] = None,
+    reduction: Annotated[str, typer.Option(help="sum or mean: how the objective is reported.")] = "sum",
+    fix: Annotated[Words, typer.Option(help="E=1.69. May be repeated, like the next four.")] = None,
+    tie: Annotated[Words, typer.Option(help="alpha=beta.")] = None,
+    bound: Annotated[Words, typer.Option(help="alpha=0.1:1.")] = None,
+    prior: Annotated[Words, typer.Option(help="beta~0.37+-0.05 (normal).")] = None,
+    borrow: Annotated[Words, typer.Option(help="beta=besiroglu-2024: fixed at a published value.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Column of row weights.")] = None,
+    cluster: Annotated[str | None, typer.Option(help="Rows equal in this column are resampled together.")] = None,
+    uncertainty: Annotated[str, typer.Option(help="bootstrap or laplace.")] = "bootstrap",
+    draws: Annotated[int, typer.Option(min=2, help="Joint draws of the parameters.")] = 1000,
+    starts: Annotated[int, typer.Option(min=1, help="Starting points.")] = 64,
+    coverage: Coverage = 0.9,
+    seed: Seed = 0,
+    json: Json = None,
+    md: Markdown = False,
+    latex: Latex = False,
+) -> int:
+    """Fit a law to a table of runs.
+
+    Exit 3 if the data do not identify it: then the reason, and the least that would be needed.
+    """
+    from isoloss.fitting.constraints import Constraints
+    from isoloss.fitting.estimate import fit as fit_law
+
+    style, form = style_of(md, latex), law_named(law)
+    held = Constraints.parse(fix or (), tie or (), bound or (), prior or (), borrow or ())
+    loss = _objective(form, objective, delta, df, residual, reduction)
+    runs = _clean(table(path, columns, where, units, format), form, drop, final, best_of_sweep)
+    groups = runs.by(by) if by else {"": runs}
+    fits: dict[str, Fit] = {}
+    for name, group in groups.items():
+        advance, stop = progress(draws)
+        try:
+            fits[name] = fit_law(
+                form, group, objective=loss, constraints=held, draws=draws,
+                uncertainty=uncertainty,  # type: ignore[arg-type]
+                cluster=cluster, weights=weights, starts=starts, coverage=coverage, seed=seed,
+                progress=advance,
+            )  # fmt: skip
+        finally:
+            stop()
+        _print(fits[name], f"{by} = {name}" if by else "", style)
+    if json is not None:
+        write_json(json, _document(fits, by))
+    bad = [name for name, found in fits.items() if found.result == "not-identified"]
+    if bad:
+        reason = next(w for w in fits[bad[0]].warnings if w.code in ("flat-direction", "axes-not-separated"))
+        from isoloss.errors import NoAnswer
+
+        raise NoAnswer(f"{f'{by} = {bad[0]}: ' if by else ''}{reason.text}", reason.do)
+    return 0
+
+
+def _objective(
+    law: Law, name: str | None, delta: float | None, df: float | None, residual: str | None, reduction: str
+) -> Objective:
+    from isoloss.fitting.estimate import default_objective
+    from isoloss.fitting.objective import OBJECTIVES
+
+    standard = default_objective(law)
+    name = name or standard.name
+    if name not in OBJECTIVES:
+        raise ValueError(f"--objective needs one of {', '.join(OBJECTIVES)}, got {name!r}")
+    settings: dict[str, Any] = {"residual": residual or standard.residual, "reduction": reduction}
+    for option, value, owner in (("delta", delta, "huber"), ("df", df, "student-t")):
+        if value is not None:
+            if name != owner:
+                raise ValueError(f"--{option} belongs to --objective {owner}, got {name}")
+            settings[option] = value
+    return OBJECTIVES[name](**settings)
+
+
+def _clean(runs: Runs, law: Law, codes: str | None, final: bool, best_of_sweep: bool) -> Runs:
+    from isoloss.runs import drop
+
+    if final:
+        runs = runs.final_checkpoints()
+    if best_of_sweep:
+        runs = runs.best_of_sweep()
+    if codes:
+        axes = [axis for axis in law.axes if axis in runs or axis not in law.defaults]
+        runs = drop(runs, [code.strip() for code in codes.split(",")], axes=axes, target=law.target)
+    return runs
+
+
+def _document(fits: dict[str, Fit], by: str | None) -> dict[str, Any]:
+    if by is None:
+        return fits[""].to_json()
+    return {
+        "schema": "isoloss/fits/1",
+        "by": by,
+        "groups": {name: found.to_json() for name, found in fits.items()},
+    }
+
+
+def _print(found: Fit, title: str, style: Style) -> None:
+    objective = found.objective
+    settings = [f"{objective.residual} residuals", objective.reduction]
+    if "delta" in vars(objective):
+        settings.insert(0, f"delta {vars(objective)['delta']:g}")
+    if "df" in vars(objective):
+        settings.insert(0, f"df {vars(objective)['df']:g}")
+    head = f"{found.law.spec}: {found.law.target} = {found.law.formula}"
+    say(f"{title}: {head}" if title else head, style)
+    say(
+        f"{len(found.y)} rows used, {len(found.removed)} removed; {objective.name} ({', '.join(settings)}) "
+        f"= {found.value:.9g}; {found.agreeing_starts:.0%} of {found.starts} starts agree; "
+        f"R2 {found.r2:.4f}; {len(found.draws)} draws by {found.uncertainty}, seed {found.seed}",
+        style,
+    )
+    rows = [
+        [name, number(e.value), number(e.stderr, 2), interval(e.low, e.high), e.status]
+        for name, e in found.parameters.items()
+    ]
+    show(Table(["parameter", "value", "s.e.", f"{found.coverage:.0%} interval", "status"], rows), style)
+    for name, how in found.derived.items():
+        say(f"{name} was derived: {how}", style)
+    for entry in found.removed[:8]:
+        say(f"removed row {entry.row} [{entry.code}] {entry.why}", style)
+    if len(found.removed) > 8:
+        say(f"... and {len(found.removed) - 8} more removed rows, all in the --json file", style)
+    findings(found.warnings, style)
+    say(f"result: {found.result}", style)

@@ -1,0 +1,55 @@
+"""Options that several verbs share, and the table they describe."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from isoloss.laws.law import Law
+    from isoloss.runs import Runs
+
+Columns = Annotated[
+    str | None,
+    typer.Option(help="Canonical name first: params=N,tokens=D,loss=val_loss.", rich_help_panel="Table"),
+]
+Where = Annotated[
+    str | None, typer.Option(help="Rows to use: \"dataset == 'c4'\".", rich_help_panel="Table")
+]
+Units = Annotated[
+    str | None,
+    typer.Option(help="Units of columns: loss=bits/token,params=millions.", rich_help_panel="Table"),
+]
+Format = Annotated[
+    str | None,
+    typer.Option("--format", help="csv, tsv, json, jsonl or parquet, where the name does not tell."),
+]
+Json = Annotated[str | None, typer.Option("--json", help="Write the result here as JSON.")]
+Markdown = Annotated[bool, typer.Option("--md", help="Print tables as Markdown.")]
+Latex = Annotated[bool, typer.Option("--latex", help="Print tables as LaTeX.")]
+Coverage = Annotated[float, typer.Option(min=0.01, max=0.999, help="Coverage of intervals.")]
+Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
+
+
+def table(
+    path: str, columns: str | None, where: str | None, units: str | None, format: str | None
+) -> Runs:
+    """The table of runs the options describe."""
+    from isoloss.runs import read
+
+    return read(path, columns=columns, where=where, units=units, format=format)
+
+
+def law_named(name: str) -> Law:
+    """The law, its name as typed on the command line."""
+    from isoloss.laws import get
+
+    return get(name)
+
+
+def style_of(md: bool, latex: bool) -> Any:
+    """``"terminal"``, ``"markdown"`` or ``"latex"``."""
+    if md and latex:
+        raise ValueError("--md and --latex exclude each other: choose one")
+    return "markdown" if md else "latex" if latex else "terminal"

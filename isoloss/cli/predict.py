@@ -1,0 +1,146 @@
+"""``isoloss predict``: the loss of a run before it is made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from isoloss.cli.options import Columns, Format, Json, Latex, Markdown, Units, Where, style_of, table
+from isoloss.cli.show import Style, Table, interval, number, say, show, write_json
+
+if TYPE_CHECKING:
+    from isoloss.fitting.prediction import Prediction
+    from isoloss.fitting.result import Fit
+
+Count = str | None
+
+
+def predict(
+    path: Annotated[str, typer.Argument(metavar="FIT", help="File of `isoloss fit --json`.")],
+    params: Annotated[Count, typer.Option(help="7B; several: 1B,7B.")] = None,
+    params_nonembedding: Annotated[Count, typer.Option(help="As --params, without embeddings.")] = None,
+    tokens: Annotated[Count, typer.Option(help="2T.")] = None,
+    tokens_unique: Annotated[Count, typer.Option(help="Distinct tokens; default: all of them.")] = None,
+    flops: Annotated[Count, typer.Option(help="1e21; for laws of compute.")] = None,
+    loss: Annotated[Count, typer.Option(help="For links from loss to error.")] = None,
+    axis: Annotated[list[str] | None, typer.Option(help="Any other input: NAME=VALUE.")] = None,
+    at: Annotated[str | None, typer.Option(metavar="TABLE", help="Predict every row of a table.")] = None,
+    columns: Columns = None,
+    where: Where = None,
+    units: Units = None,
+    format: Format = None,
+    of: Annotated[str, typer.Option(help="mean: the level of the law; run: one new run.")] = "mean",
+    coverage: Annotated[
+        float | None, typer.Option(min=0.01, max=0.999, help="Of intervals; default the fit's.")
+    ] = None,
+    group: Annotated[str | None, typer.Option(help="Which fit of `isoloss fit --by`.")] = None,
+    json: Json = None,
+    md: Markdown = False,
+    latex: Latex = False,
+) -> int:
+    """Predict a run before it is made.
+
+    Points are given as options or as a table; each comes with its interval.
+    """
+    from isoloss.fitting.result import load
+
+    if of not in ("mean", "run"):
+        raise ValueError(f"--of needs mean or run, got {of!r}")
+    style = style_of(md, latex)
+    found = load(path, group=group)
+    given = {
+        "params": params,
+        "params_nonembedding": params_nonembedding,
+        "tokens": tokens,
+        "tokens_unique": tokens_unique,
+        "flops": flops,
+        "loss": loss,
+    }
+    words = {name: text for name, text in given.items() if text is not None}
+    for entry in axis or ():
+        name, equals, text = entry.partition("=")
+        if not equals:
+            raise ValueError(f"--axis needs NAME=VALUE, got {entry!r}")
+        words[name] = text
+    measured = None
+    if at is not None:
+        if words:
+            raise ValueError(f"--at takes the points from the table: leave out {', '.join(words)}")
+        points, measured = _table_points(found, at, columns, where, units, format)
+    else:
+        points = _points(found, words)
+    prediction = found.predict(of=of, coverage=coverage, **points)  # type: ignore[arg-type]
+    document = prediction.to_json()
+    if measured is not None:
+        for entry, value in zip(document["predictions"], measured, strict=True):
+            entry["measured"] = value
+    _print(found, prediction, document, style)
+    if json is not None:
+        write_json(json, document)
+    return 0
+
+
+def _points(found: Fit, words: dict[str, str]) -> dict[str, Any]:
+    import numpy as np
+
+    from isoloss.runs.units import parse_count
+
+    law = found.law
+    needed = [axis for axis in law.axes if axis not in words and axis not in law.defaults]
+    extra = [name for name in words if name not in law.axes]
+    if needed or extra:
+        options = " ".join(f"--{axis.replace('_', '-')} VALUE" for axis in law.axes)
+        raise ValueError(
+            f"{law.spec} predicts from {', '.join(law.axes)}; missing: {', '.join(needed) or 'none'}; "
+            f"not used: {', '.join(extra) or 'none'}. Give {options}"
+        )
+    return {
+        name: np.array([parse_count(part) for part in text.split(",")]) for name, text in words.items()
+    }
+
+
+def _table_points(
+    found: Fit, at: str, columns: str | None, where: str | None, units: str | None, format: str | None
+) -> tuple[dict[str, Any], list[float | None] | None]:
+    import numpy as np
+
+    law, runs = found.law, table(at, columns, where, units, format)
+    if any(axis not in runs and axis not in law.defaults for axis in law.axes):
+        runs = runs.derive()
+    names = [axis for axis in law.axes if axis in runs or axis not in law.defaults]
+    points = dict(zip(names, runs.numeric(*names), strict=True))
+    for name, values in points.items():
+        bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
+        if len(bad):
+            raise ValueError(
+                f"{at}: {name} must be finite and above 0, got {values[bad[0]]:g} in row "
+                f"{int(runs.rows[bad[0]])} ({len(bad)} such rows). Mend them or leave them out with --where"
+            )
+    if law.target not in runs:
+        return points, None
+    return points, [float(v) if np.isfinite(v) else None for v in runs[law.target]]
+
+
+def _print(found: Fit, prediction: Prediction, document: dict[str, Any], style: Style) -> None:
+    from isoloss.runs.units import format_count
+
+    what = "level of the law" if prediction.of == "mean" else "one new run"
+    say(f"{found.law.spec}: {found.law.target}, {what}", style)
+    scored = any(p.get("measured") is not None for p in document["predictions"])
+    headings = [*prediction.x, "median", f"{prediction.coverage:.0%} interval", "reach"]
+    headings += ["measured", "inside"] if scored else []
+    rows, inside = [], []
+    for p in document["predictions"]:
+        row = [format_count(value) for value in p["at"].values()]
+        row += [number(p["median"], 5), interval(p["low"], p["high"], 5), f"{p['reach']:.3g}x"]
+        if scored:
+            value = p.get("measured")
+            held = value is not None and p["low"] <= value <= p["high"]
+            inside += [held] if value is not None else []
+            row += ["—" if value is None else number(value, 5), "" if value is None else "yes" if held else "NO"]
+        rows.append(row)
+    show(Table(headings, rows), style)
+    say("reach: factor by which the point lies outside the fitted rows (1x: inside).", style)
+    if inside:
+        say(f"{sum(inside)} of {len(inside)} measured values lie inside their interval.", style)

@@ -1,0 +1,153 @@
+"""Tables and findings as a terminal, Markdown or LaTeX shows them."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from isoloss.files import write_atomically
+
+Style = Literal["terminal", "markdown", "latex"]
+WIDTH = 110  # of tables that do not go to a terminal
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under headings; columns of numbers are right-aligned."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+
+    def is_numeric(self, column: int) -> bool:
+        """Whether every cell of the column begins like a number."""
+        cells = [row[column] for row in self.rows]
+        return bool(cells) and all(cell[:1] in "0123456789-+—" or cell == "inf" for cell in cells)
+
+
+def show(table: Table, style: Style) -> None:
+    """Print a table."""
+    if style == "markdown":
+        print(_markdown(table))
+    elif style == "latex":
+        print(_latex(table))
+    else:
+        _rich(table)
+
+
+def say(text: str, style: Style = "terminal") -> None:
+    """Print a line that belongs to the result."""
+    print(f"% {text}" if style == "latex" and text else text)
+
+
+def findings(entries: Sequence[Any], style: Style) -> None:
+    """Print findings: what, why it matters, what to do."""
+    for entry in entries:
+        rows = _rows(entry.rows)
+        mark = {"error": "ERROR", "warning": "warning", "note": "note"}[entry.level]
+        for line in (
+            f"{mark} [{entry.code}]{rows} {entry.text}",
+            f"    why: {entry.why}",
+            f"    do:  {entry.do}",
+        ):
+            say(line, style)
+
+
+def _rows(rows: Sequence[int]) -> str:
+    if not rows:
+        return ""
+    shown = ", ".join(map(str, rows[:8])) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+    return f" row{'s' if len(rows) > 1 else ''} {shown}:"
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A number to read: 4 significant digits, an exponent only where it helps."""
+    if value is None or math.isnan(value):
+        return "—"
+    if math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    if value == 0 or 1e-3 <= abs(value) < 10**digits:
+        return f"{value:.{max(digits - 1 - math.floor(math.log10(abs(value) or 1)), 0)}f}"
+    return f"{value:.{digits - 1}e}" if abs(value) >= 1e6 or abs(value) < 1e-3 else f"{value:.0f}"
+
+
+def interval(low: float, high: float, digits: int = 4) -> str:
+    """``low to high``."""
+    return f"{number(low, digits)} to {number(high, digits)}"
+
+
+def write_json(path: str, document: dict[str, Any]) -> None:
+    """Write a result for machines, atomically; ``-`` is standard output."""
+    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    if path == "-":
+        sys.stdout.write(text)
+    else:
+        write_atomically(Path(path), text)
+
+
+def progress(total_hint: int) -> tuple[Callable[[str, int, int], None] | None, Callable[[], None]]:
+    """A progress callback and what ends it; silent unless a person watches and the work is long."""
+    if not sys.stderr.isatty() or total_hint < 500:
+        return None, lambda: None
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    tasks: dict[str, Any] = {}
+    bar.start()
+
+    def advance(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = bar.add_task(what, total=total)
+        bar.update(tasks[what], completed=done)
+
+    return advance, bar.stop
+
+
+def _rich(table: Table) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    out = RichTable(title=table.title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, heading in enumerate(table.headings):
+        out.add_column(heading, justify="right" if table.is_numeric(i) else "left", overflow="fold")
+    for row in table.rows:
+        out.add_row(*row)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, markup=False, highlight=False)
+    console.print(out)
+
+
+def _markdown(table: Table) -> str:
+    cells = [[_plain(cell) for cell in row] for row in (table.headings, *table.rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(table.headings))]
+    lines = [" | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in cells]
+    rule = " | ".join("-" * (w - 1) + (":" if table.is_numeric(i) else "-") for i, w in enumerate(widths))
+    title = [f"**{table.title}**", ""] if table.title else []
+    return "\n".join([*title, f"| {lines[0]} |", f"| {rule} |", *(f"| {line} |" for line in lines[1:])])
+
+
+def _plain(cell: str) -> str:
+    return cell.replace("|", "\\|").replace("\n", " ")
+
+
+def _latex(table: Table) -> str:
+    special = {c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\^{}", "—": "---"}
+    special |= {"\\": r"\textbackslash{}", "<": r"\textless{}", ">": r"\textgreater{}"}
+
+    def escape(cell: str) -> str:
+        return "".join(special.get(c, c) for c in cell)
+
+    body = [" & ".join(map(escape, row)) + r" \\" for row in (table.headings, *table.rows)]
+    align = "".join("r" if table.is_numeric(i) else "l" for i in range(len(table.headings)))
+    head = [f"% {table.title}"] if table.title else []
+    return "\n".join(
+        [*head, rf"\begin{{tabular}}{{{align}}}", r"\hline", body[0], r"\hline", *body[1:]]
+        + [r"\hline", r"\end{tabular}"]
+    )
