@@ -15,27 +15,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run ``isoloss`` and return its exit code; errors are one line on standard error."""
-    import click
+    import typer
 
     from isoloss.cli.app import app
     from isoloss.errors import NoAnswer
 
+    # BadParameter < UsageError < ClickException: typer has its own copy of click in some versions.
+    wrong_words = typer.BadParameter.__mro__[2]
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = app(args=words, prog_name="isoloss", standalone_mode=False)
-    except click.ClickException as error:
-        where = getattr(error, "ctx", None)
-        hint = f" See `{where.command_path} --help`." if where is not None else ""
-        return _say(f"{error.format_message().rstrip('.')}.{hint}", BAD_INPUT)
     except NoAnswer as error:
         return _say(f"no answer: {error.reason.rstrip('.')}. Needed: {error.needed}", NO_ANSWER)
     except (ValueError, TypeError) as error:
         return _say(str(error), BAD_INPUT)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return _say("interrupted", INTERRUPTED)
     except BrokenPipeError:  # `isoloss laws | head`
         sys.stderr.close()
         return 0
+    except Exception as error:
+        if not isinstance(error, wrong_words):
+            raise
+        where = getattr(error, "ctx", None)
+        hint = f" See `{where.command_path} --help`." if where is not None else ""
+        return _say(f"{error.format_message().rstrip('.')}.{hint}", BAD_INPUT)  # type: ignore[attr-defined]
     return code if isinstance(code, int) else 0
 
 

@@ -39,7 +39,9 @@ def fit(
     by: Annotated[str | None, typer.Option(help="One fit for each value of this column.")] = None,
     units: Units = None,
     format: Format = None,
-    drop: Annotated[str | None, typer.Option(help="Leave out rows by finding: diverged,duplicate-rows.")] = None,
+    drop: Annotated[
+        str | None, typer.Option(help="Leave out rows by finding: diverged,duplicate-rows.")
+    ] = None,
     final: Annotated[bool, typer.Option("--final", help="Keep the last checkpoint of each run.")] = False,
     best_of_sweep: Annotated[
         bool, typer.Option("--best-of-sweep", help="Keep the best learning rate of each point.")
@@ -57,7 +59,9 @@ def fit(
     prior: Annotated[Words, typer.Option(help="beta~0.37+-0.05 (normal).")] = None,
     borrow: Annotated[Words, typer.Option(help="beta=besiroglu-2024: fixed at a published value.")] = None,
     weights: Annotated[str | None, typer.Option(help="Column of row weights.")] = None,
-    cluster: Annotated[str | None, typer.Option(help="Rows equal in this column are resampled together.")] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Rows equal in this column are resampled together.")
+    ] = None,
     uncertainty: Annotated[str, typer.Option(help="bootstrap or laplace.")] = "bootstrap",
     draws: Annotated[int, typer.Option(min=2, help="Joint draws of the parameters.")] = 1000,
     starts: Annotated[int, typer.Option(min=1, help="Starting points.")] = 64,

@@ -14,9 +14,7 @@ Columns = Annotated[
     str | None,
     typer.Option(help="Canonical name first: params=N,tokens=D,loss=val_loss.", rich_help_panel="Table"),
 ]
-Where = Annotated[
-    str | None, typer.Option(help="Rows to use: \"dataset == 'c4'\".", rich_help_panel="Table")
-]
+Where = Annotated[str | None, typer.Option(help="Rows to use: \"dataset == 'c4'\".", rich_help_panel="Table")]
 Units = Annotated[
     str | None,
     typer.Option(help="Units of columns: loss=bits/token,params=millions.", rich_help_panel="Table"),
@@ -32,9 +30,7 @@ Coverage = Annotated[float, typer.Option(min=0.01, max=0.999, help="Coverage of 
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
 
 
-def table(
-    path: str, columns: str | None, where: str | None, units: str | None, format: str | None
-) -> Runs:
+def table(path: str, columns: str | None, where: str | None, units: str | None, format: str | None) -> Runs:
     """The table of runs the options describe."""
     from isoloss.runs import read
 

@@ -1,6 +1,157 @@
-"""``isoloss plan``: what to train under a budget."""
+"""``isoloss plan``: what to train under a budget, or the cheapest way to a loss."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from isoloss.cli.options import Json, Latex, Markdown, style_of
+from isoloss.cli.show import Style, Table, interval, number, say, show, write_json
+
+if TYPE_CHECKING:
+    from isoloss.planning.budget import Budget
+
+Count = str | None
 
 
-def plan() -> int:
-    """Plan."""
+def plan(
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="FIT", help="File of `isoloss fit --json`, or LAW@PUBLISHED without intervals."
+        ),
+    ],
+    flops: Annotated[Count, typer.Option(help="Training FLOPs, 6ND: 1e22.")] = None,
+    total_flops: Annotated[Count, typer.Option(help="Training and serving FLOPs.")] = None,
+    tokens: Annotated[Count, typer.Option(help="Unique tokens available: 300B.")] = None,
+    params: Annotated[Count, typer.Option(help="Largest size: 13B.")] = None,
+    stored: Annotated[Count, typer.Option("--bytes", help="Largest size of the stored weights: 8GB.")] = None,
+    device_hours: Annotated[Count, typer.Option(help="Needs --peak and --utilisation.")] = None,
+    money: Annotated[Count, typer.Option(help="Needs --price too, in its currency.")] = None,
+    loss: Annotated[float | None, typer.Option(help="The loss wanted: then the cheapest way to it.")] = None,
+    minimise: Annotated[str | None, typer.Option(help="With --loss: which cost to make small.")] = None,
+    serve_tokens: Annotated[Count, typer.Option(help="Tokens that will be served in all: 2T.")] = None,
+    bits: Annotated[float, typer.Option(help="Per stored parameter at serving.")] = 16.0,
+    peak: Annotated[Count, typer.Option(help="FLOP/s of one device: 989e12.")] = None,
+    utilisation: Annotated[float | None, typer.Option(help="Share of the peak in training: 0.4.")] = None,
+    serve_utilisation: Annotated[float | None, typer.Option(help="The same in serving.")] = None,
+    price: Annotated[float | None, typer.Option(help="Of a device-hour.")] = None,
+    within: Annotated[float, typer.Option(help="Near-optimal: loss within this share of the best.")] = 0.001,
+    coverage: Annotated[
+        float | None, typer.Option(min=0.01, max=0.999, help="Of intervals; default the fit's.")
+    ] = None,
+    group: Annotated[str | None, typer.Option(help="Which fit of `isoloss fit --by`.")] = None,
+    json: Json = None,
+    md: Markdown = False,
+    latex: Latex = False,
+) -> int:
+    """Plan a run under a budget.
+
+    Best loss within limits, or with --loss the cheapest way to it; every number comes with its interval.
+    Exit 3 if the fit or the budget has no answer: then the reason, and the least that would be needed.
+    """
+    from isoloss.planning.budget import Budget
+    from isoloss.planning.optimum import plan as make_plan
+    from isoloss.runs.units import parse_bytes, parse_count
+
+    def count(text: str | None) -> float | None:
+        return None if text is None else parse_count(text)
+
+    style, (source, theta) = style_of(md, latex), _source(path, group)
+    budget = Budget(
+        flops=count(flops),
+        total_flops=count(total_flops),
+        tokens=count(tokens),
+        params=count(params),
+        bytes=None if stored is None else parse_bytes(stored),
+        device_hours=count(device_hours),
+        money=count(money),
+        loss=loss,
+        minimise=minimise,
+        serve_tokens=count(serve_tokens) or 0.0,
+        bits=bits,
+        peak=count(peak),
+        utilisation=utilisation,
+        serve_utilisation=serve_utilisation,
+        price_per_device_hour=price,
+    )
+    document = make_plan(source, budget, coverage=coverage, within=within, theta=theta).to_json()
+    _print(document, budget, style)
+    if json is not None:
+        write_json(json, document)
     return 0
+
+
+def _source(path: str, group: str | None) -> tuple[Any, str | None]:
+    """A fit from its file, or a law and the name of a published fit from ``hoffmann@besiroglu-2024``."""
+    from isoloss.fitting.result import load
+    from isoloss.laws import get
+
+    match = re.fullmatch(r"([\w-]+(?:\(\w+\))?)@([\w.-]+)", path)
+    if match is None:
+        return load(path, group=group), None
+    law = get(match[1])
+    law.published_fit(match[2])  # names what there is, if this is not
+    return law, match[2]
+
+
+def _print(document: dict[str, Any], budget: Budget, style: Style) -> None:
+    from isoloss.runs.units import format_count
+
+    def amount(value: float | None) -> str:
+        return "—" if value is None else format_count(value)
+
+    goal = "best loss" if budget.loss is None else f"least {budget.objective} for loss {budget.loss:g}"
+    limits = ", ".join(f"{name} {amount(value)}" for name, value in budget.given.items())
+    say(f"{document['law']}: {goal}{' within ' + limits if limits else ''}", style)
+    coverage = document["coverage"]
+    rows = []
+    for key in ("params", "tokens", "tokens_per_param", "loss", "loss_run"):
+        entry = document.get(key)
+        if entry is None:
+            continue
+        plain = key.startswith("loss")
+        shown = [number(entry[e], 5) if plain else amount(entry[e]) for e in ("value", "low", "high")]
+        label = {"loss_run": "loss of one run", "tokens_per_param": "tokens per parameter"}.get(key, key)
+        rows.append([label, shown[0], "—" if entry["low"] is None else f"{shown[1]} to {shown[2]}"])
+    for name, value in document["costs"].items():
+        rows.append([name, number(value), ""])
+    head = f"{coverage:.0%} interval" if coverage else "interval"
+    show(Table(["plan", "value", head], rows), style)
+    _print_choices(document, amount, style)
+    rates = [
+        [
+            name,
+            number(e["value"], 3),
+            interval(e["low"], e["high"], 3) if e["low"] is not None else "—",
+            e["reading"],
+        ]
+        for name, e in document["exchange_rates"].items()
+    ]
+    if rates:
+        show(Table(["exchange rate", "value", head, "reading"], rates), style)
+    if document["binding"]:
+        say(f"binding limits: {', '.join(document['binding'])}", style)
+    for entry in document["warnings"]:
+        say(f"warning [{entry['code']}] {entry['text']}", style)
+        say(f"    why: {entry['why']}", style)
+        say(f"    do:  {entry['do']}", style)
+
+
+def _print_choices(document: dict[str, Any], amount: Any, style: Style) -> None:
+    regret, near = document.get("regret_choice"), document.get("near_optimal")
+    if regret:
+        say(
+            f"least expected regret: {amount(regret['params'])} parameters on {amount(regret['tokens'])} tokens, "
+            f"expected regret {number(regret['expected_regret'], 2)} "
+            f"(of the plan above: {number(regret['expected_regret_of_plug_in'], 2)})",
+            style,
+        )
+    if near:
+        say(
+            f"loss within {near['within']:.1%} of the best: {amount(near['params_low'])} to "
+            f"{amount(near['params_high'])} parameters",
+            style,
+        )

@@ -95,9 +95,7 @@ def _points(found: Fit, words: dict[str, str]) -> dict[str, Any]:
             f"{law.spec} predicts from {', '.join(law.axes)}; missing: {', '.join(needed) or 'none'}; "
             f"not used: {', '.join(extra) or 'none'}. Give {options}"
         )
-    return {
-        name: np.array([parse_count(part) for part in text.split(",")]) for name, text in words.items()
-    }
+    return {name: np.array([parse_count(part) for part in text.split(",")]) for name, text in words.items()}
 
 
 def _table_points(
@@ -138,7 +136,10 @@ def _print(found: Fit, prediction: Prediction, document: dict[str, Any], style: 
             value = p.get("measured")
             held = value is not None and p["low"] <= value <= p["high"]
             inside += [held] if value is not None else []
-            row += ["—" if value is None else number(value, 5), "" if value is None else "yes" if held else "NO"]
+            row += [
+                "—" if value is None else number(value, 5),
+                "" if value is None else "yes" if held else "NO",
+            ]
         rows.append(row)
     show(Table(headings, rows), style)
     say("reach: factor by which the point lies outside the fitted rows (1x: inside).", style)

@@ -109,11 +109,12 @@ class Fit:
 
     @property
     def r2(self) -> float:
-        """Share of the variance of the target explained, in the target's unit."""
+        """Share of the variance of the target explained, in the target's unit; NaN if there is none."""
         predicted = self.law.evaluate(self.theta, **self.x)
         w = self.weights
         mean = np.sum(w * self.y) / np.sum(w)
-        return float(1 - np.sum(w * (self.y - predicted) ** 2) / np.sum(w * (self.y - mean) ** 2))
+        total = float(np.sum(w * (self.y - mean) ** 2))
+        return 1 - float(np.sum(w * (self.y - predicted) ** 2)) / total if total > 0 else float("nan")
 
     @property
     def noise(self) -> Array:
@@ -199,8 +200,7 @@ class Fit:
             "rows_removed": [vars(entry) for entry in self.removed],
             "warnings": [_finding_json(entry) for entry in self.warnings],
             "result": self.result,
-            "condition": self.condition,
-            "r2": self.r2,
+            **_finite({"condition": self.condition, "r2": self.r2}),
             "coverage": self.coverage,
             "uncertainty": self.uncertainty,
             "seed": self.seed,
