@@ -40,7 +40,7 @@ def fit(
     units: Units = None,
     format: Format = None,
     drop: Annotated[
-        str | None, typer.Option(help="Leave out rows by finding: diverged,duplicate-rows.")
+        str | None, typer.Option(help="Leave out rows by finding: diverged,unfinished-run.")
     ] = None,
     final: Annotated[bool, typer.Option("--final", help="Keep the last checkpoint of each run.")] = False,
     best_of_sweep: Annotated[
@@ -131,10 +131,10 @@ def _clean(runs: Runs, law: Law, codes: str | None, final: bool, best_of_sweep: 
 
     if final:
         runs = runs.final_checkpoints()
+    axes = [axis for axis in law.axes if axis in runs or axis not in law.defaults]
     if best_of_sweep:
-        runs = runs.best_of_sweep()
+        runs = runs.best_of_sweep(at=axes, target=law.target)
     if codes:
-        axes = [axis for axis in law.axes if axis in runs or axis not in law.defaults]
         runs = drop(runs, [code.strip() for code in codes.split(",")], axes=axes, target=law.target)
     return runs
 

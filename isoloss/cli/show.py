@@ -147,7 +147,5 @@ def _latex(table: Table) -> str:
     body = [" & ".join(map(escape, row)) + r" \\" for row in (table.headings, *table.rows)]
     align = "".join("r" if table.is_numeric(i) else "l" for i in range(len(table.headings)))
     head = [f"% {table.title}"] if table.title else []
-    return "\n".join(
-        [*head, rf"\begin{{tabular}}{{{align}}}", r"\hline", body[0], r"\hline", *body[1:]]
-        + [r"\hline", r"\end{tabular}"]
-    )
+    top, rule = rf"\begin{{tabular}}{{{align}}}", r"\hline"
+    return "\n".join([*head, top, rule, body[0], rule, *body[1:], rule, r"\end{tabular}"])

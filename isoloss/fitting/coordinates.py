@@ -53,7 +53,7 @@ class Coordinates:
         free = psi[..., : len(self.names)]
         phi = self.base + free @ self.spread
         logs = np.array([parameter.scale == "log" for parameter in self.law.parameters])
-        return np.where(logs, np.exp(np.clip(phi, -700, 700)), phi)
+        return np.asarray(np.where(logs, np.exp(np.clip(phi, -700, 700)), phi))
 
     def starts(self, count: int) -> Array:
         """``count`` points that fill the start box evenly: the R sequence of Roberts (2018), no seed."""
@@ -63,7 +63,7 @@ class Coordinates:
             ratio = (1.0 + ratio) ** (1.0 / (dimension + 1))
         steps = ratio ** -np.arange(1, dimension + 1)
         unit = (0.5 + np.arange(1, count + 1)[:, None] * steps) % 1.0
-        return self.start_low + unit * (self.start_high - self.start_low)
+        return np.asarray(self.start_low + unit * (self.start_high - self.start_low))
 
 
 def coordinates(

@@ -157,7 +157,7 @@ class DualModel:
 
     def _theta(self, psi: Array) -> Array:
         phi = self.base + psi @ self.spread
-        return np.where(self.logs, np.exp(np.clip(phi, -600, 600)), phi)
+        return np.asarray(np.where(self.logs, np.exp(np.clip(phi, -600, 600)), phi))
 
     def target(self, psi: Array) -> tuple[Array, Any]:
         """Predicted target (B, n); a point outside the law's domain counts as infinitely bad."""
@@ -183,8 +183,8 @@ class DualModel:
         partials = out.partials if isinstance(out, Dual) else {}
         shape = (len(psi), self.n)
         grad = np.zeros((len(psi), len(self.law.parameters), self.n))
-        for p, partial in partials.items():
-            grad[:, p] = np.broadcast_to(partial, shape)
+        for index, partial in partials.items():
+            grad[:, index] = np.broadcast_to(partial, shape)
         return np.broadcast_to(value, shape), self.spread @ grad
 
     def accumulate(self, state: Any, linear: Array, square: Array, log: bool) -> tuple[Array, Array]:

@@ -120,7 +120,7 @@ class Fit:
     def noise(self) -> Array:
         """Residuals as the scatter of a new run: widened by ``sqrt(n/(n-p))`` for the fitted parameters."""
         n = len(self.residuals)
-        return np.sort(self.residuals) * np.sqrt(n / max(n - self.free, 1))
+        return np.asarray(np.sort(self.residuals) * np.sqrt(n / max(n - self.free, 1)))
 
     def correlation(self, first: str, second: str) -> float:
         """Correlation of two parameters over the draws, positive ones as logs."""
