@@ -64,12 +64,11 @@ def curves(axes: Axes, fit: Fit, runs: Runs, prediction: Prediction, measured: S
         low, median, high = prediction.low[i], prediction.median[i], prediction.high[i]
         axes.errorbar(
             [ahead_d[i]], [median], yerr=[[median - low], [high - median]], color=ACCENT, capsize=5, lw=2,
-            label=f"{format_count(ahead_n[i])}: predicted {median:.3f} ({low:.3f} to {high:.3f})",
             fmt="none", zorder=5,
         )  # fmt: skip
         axes.plot(
             [ahead_d[i]], [outcome], "*", ms=15, color=ACCENT, mec="white", mew=0.8, zorder=6,
-            label=f"measured {outcome:.3f} ({outcome / median - 1:+.1%})",
+            label=f"{format_count(ahead_n[i])}: predicted {low:.3f} to {high:.3f}, measured {outcome:.3f}",
         )  # fmt: skip
     logarithmic(axes, "x")
     axes.set(xlabel="training tokens (bytes)", ylabel="validation loss (nats/byte)")
