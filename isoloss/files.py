@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+
+def json_text(document: Mapping[str, Any]) -> str:
+    """JSON with one top-level key a line: short enough to read, small enough to keep.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON does not have.
+
+    Example:
+        >>> print(json_text({"a": 1, "b": [1, 2]}), end="")
+        {
+        "a": 1,
+        "b": [1, 2]
+        }
+    """
+    lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in document.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -24,7 +24,7 @@ from isoloss.cli.show import Style, Table, findings, interval, number, progress,
 
 if TYPE_CHECKING:
     from isoloss.fitting.objective import Objective
-    from isoloss.fitting.result import Fit
+    from isoloss.fitting.result import Estimate, Fit
     from isoloss.laws.law import Law
     from isoloss.runs import Runs
 
@@ -100,9 +100,10 @@ def fit(
         write_json(json, _document(fits, by))
     bad = [name for name, found in fits.items() if found.result == "not-identified"]
     if bad:
-        reason = next(w for w in fits[bad[0]].warnings if w.code in ("flat-direction", "axes-not-separated"))
         from isoloss.errors import NoAnswer
+        from isoloss.fitting.estimate import UNIDENTIFIED
 
+        reason = next(w for w in fits[bad[0]].warnings if w.code in UNIDENTIFIED)
         raise NoAnswer(f"{f'{by} = {bad[0]}: ' if by else ''}{reason.text}", reason.do)
     return 0
 
@@ -149,6 +150,12 @@ def _document(fits: dict[str, Fit], by: str | None) -> dict[str, Any]:
     }
 
 
+def _spread(entry: Estimate) -> list[str]:
+    if entry.status in ("fixed", "borrowed"):
+        return ["—", "—"]
+    return [number(entry.stderr, 2), interval(entry.low, entry.high)]
+
+
 def _print(found: Fit, title: str, style: Style) -> None:
     objective = found.objective
     settings = [f"{objective.residual} residuals", objective.reduction]
@@ -164,10 +171,7 @@ def _print(found: Fit, title: str, style: Style) -> None:
         f"R2 {found.r2:.4f}; {len(found.draws)} draws by {found.uncertainty}, seed {found.seed}",
         style,
     )
-    rows = [
-        [name, number(e.value), number(e.stderr, 2), interval(e.low, e.high), e.status]
-        for name, e in found.parameters.items()
-    ]
+    rows = [[name, number(e.value), *_spread(e), e.status] for name, e in found.parameters.items()]
     show(Table(["parameter", "value", "s.e.", f"{found.coverage:.0%} interval", "status"], rows), style)
     for name, how in found.derived.items():
         say(f"{name} was derived: {how}", style)

@@ -104,20 +104,20 @@ def _print(document: dict[str, Any], budget: Budget, style: Style) -> None:
         return "—" if value is None else format_count(value)
 
     goal = "best loss" if budget.loss is None else f"least {budget.objective} for loss {budget.loss:g}"
-    limits = ", ".join(f"{name} {amount(value)}" for name, value in budget.given.items())
+    limits = ", ".join(f"{name} {_cost(name, value)}" for name, value in budget.given.items())
     say(f"{document['law']}: {goal}{' within ' + limits if limits else ''}", style)
     coverage = document["coverage"]
     rows = []
     for key in ("params", "tokens", "tokens_per_param", "loss", "loss_run"):
         entry = document.get(key)
-        if entry is None:
+        if entry is None or (key == "loss_run" and entry["low"] is None):
             continue
         plain = key.startswith("loss")
         shown = [number(entry[e], 5) if plain else amount(entry[e]) for e in ("value", "low", "high")]
         label = {"loss_run": "loss of one run", "tokens_per_param": "tokens per parameter"}.get(key, key)
         rows.append([label, shown[0], "—" if entry["low"] is None else f"{shown[1]} to {shown[2]}"])
     for name, value in document["costs"].items():
-        rows.append([name, number(value), ""])
+        rows.append([name.replace("_", " "), _cost(name, value), ""])
     head = f"{coverage:.0%} interval" if coverage else "interval"
     show(Table(["plan", "value", head], rows), style)
     _print_choices(document, amount, style)
@@ -140,9 +140,18 @@ def _print(document: dict[str, Any], budget: Budget, style: Style) -> None:
         say(f"    do:  {entry['do']}", style)
 
 
+def _cost(name: str, value: float) -> str:
+    from isoloss.runs.units import format_count
+
+    if name == "bytes":  # 8 billion bytes are 8 GB
+        short = format_count(value)
+        return (short.removesuffix("B") + "G" if short.endswith("B") else short) + "B"
+    return format_count(value) if name in ("params", "tokens") else number(value, 3)
+
+
 def _print_choices(document: dict[str, Any], amount: Any, style: Style) -> None:
     regret, near = document.get("regret_choice"), document.get("near_optimal")
-    if regret:
+    if regret and regret["expected_regret"] is not None:
         say(
             f"least expected regret: {amount(regret['params'])} parameters on {amount(regret['tokens'])} tokens, "
             f"expected regret {number(regret['expected_regret'], 2)} "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from isoloss.cli.options import Columns, Format, Json, Latex, Markdown, Units, Where, style_of, table
-from isoloss.cli.show import Style, Table, interval, number, say, show, write_json
+from isoloss.cli.show import Style, Table, findings, interval, number, say, show, write_json
 
 if TYPE_CHECKING:
     from isoloss.fitting.prediction import Prediction
@@ -76,6 +76,7 @@ def predict(
         for entry, value in zip(document["predictions"], measured, strict=True):
             entry["measured"] = value
     _print(found, prediction, document, style)
+    _warn(found, style)
     if json is not None:
         write_json(json, document)
     return 0
@@ -118,6 +119,13 @@ def _table_points(
     if law.target not in runs:
         return points, None
     return points, [float(v) if np.isfinite(v) else None for v in runs[law.target]]
+
+
+def _warn(found: Fit, style: Style) -> None:
+    """A fit that is not settled says so with every prediction from it."""
+    if found.result != "identified":
+        say(f"the fit is {found.result}: trust the prediction near the fitted rows only", style)
+        findings([w for w in found.warnings if w.level == "error" or w.code == found.result], style)
 
 
 def _print(found: Fit, prediction: Prediction, document: dict[str, Any], style: Style) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from isoloss.files import write_atomically
+from isoloss.files import json_text, write_atomically
 
 Style = Literal["terminal", "markdown", "latex"]
 WIDTH = 110  # of tables that do not go to a terminal
@@ -83,7 +82,7 @@ def interval(low: float, high: float, digits: int = 4) -> str:
 
 def write_json(path: str, document: dict[str, Any]) -> None:
     """Write a result for machines, atomically; ``-`` is standard output."""
-    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    text = json_text(document)
     if path == "-":
         sys.stdout.write(text)
     else:

@@ -63,6 +63,12 @@ class Constraints:
                 raise ValueError(f"--tie needs NAME=NAME (alpha=beta), got {text!r}")
         return cls(fixed, tuple(groups), bounds, priors, dict(_pairs(borrow, "--borrow beta=NAME")))
 
+    @property
+    def named(self) -> set[str]:
+        """Every parameter that something is said about."""
+        tied = {name for group in self.tie for name in group}
+        return {*self.fix, *tied, *self.bounds, *self.priors, *self.borrow}
+
     def resolve(self, law: Law) -> Constraints:
         """The same with borrowed values looked up into ``fix``, all names checked against the law."""
         self._check_names(law)
@@ -74,11 +80,20 @@ class Constraints:
             if not math.isfinite(value) or (scale[name] == "log" and value <= 0):
                 raise ValueError(f"{law.slug}: {name} must be finite and above 0, got fixed at {value}")
         for name, (low, high) in self.bounds.items():
-            if not low < high or (scale[name] == "log" and high <= 0):
-                raise ValueError(f"{law.slug}: bounds of {name} need low < high, got {low}:{high}")
+            finite = math.isfinite(low) and math.isfinite(high)
+            if not (finite and low < high) or (scale[name] == "log" and high <= 0):
+                raise ValueError(f"{law.slug}: bounds of {name} need finite low < high, got {low}:{high}")
+            if name in fix:
+                raise ValueError(f"{law.slug}: {name} is fixed and bounded too: keep one")
+        declared = {parameter.name: (parameter.low, parameter.high) for parameter in law.parameters}
         for name, (mean, sd) in self.priors.items():
             if not (math.isfinite(mean) and sd > 0):
                 raise ValueError(f"{law.slug}: prior of {name} needs sd > 0, got {mean}+-{sd}")
+            low, high = self.bounds.get(name, declared[name])
+            if scale[name] == "linear" and not low <= mean <= high:
+                raise ValueError(
+                    f"{law.slug}: the prior mean of {name} must lie in its bounds {low:g}:{high:g}, got {mean:g}"
+                )
         for group in self.tie:
             if len({scale[name] for name in group}) > 1:
                 raise ValueError(
@@ -90,6 +105,11 @@ class Constraints:
                     f"{law.slug}: {'='.join(group)} are tied and {held} held too. Fix them separately, or "
                     "bound only one of them"
                 )
+        if not set(law.names) - set(fix):
+            raise ValueError(
+                f"{law.slug}: every parameter is fixed, so nothing is left to fit. Leave one free, or use "
+                "law.evaluate(theta, ...) with the values you have"
+            )
         return Constraints(fix, self.tie, self.bounds, self.priors, self.borrow)
 
     def _check_names(self, law: Law) -> None:
@@ -105,13 +125,22 @@ class Constraints:
                 raise ValueError(
                     f"--{option} {name}: {law.slug} has no parameter {name!r}, only {', '.join(law.names)}"
                 )
-        once = [name for name, option in named if option in ("fix", "borrow", "prior")]
+        # Resolved constraints, those of a fit, carry borrowed values in `fix` too.
+        once = [
+            name
+            for name, option in named
+            if option in ("borrow", "prior") or (option == "fix" and not self._is_borrowed(law, name))
+        ]
         for name in once:
             if once.count(name) > 1:
                 raise ValueError(f"{name} is held twice (fix, borrow, prior): keep one")
         tied = [name for group in self.tie for name in group]
         if len(tied) != len(set(tied)):
             raise ValueError(f"a parameter is in two ties: {tied}. Write one tie, alpha=beta=gamma")
+
+    def _is_borrowed(self, law: Law, name: str) -> bool:
+        source = law.published.get(self.borrow.get(name, ""))
+        return source is not None and source.values[name] == self.fix[name]
 
 
 def _pairs(texts: Sequence[str], example: str) -> list[tuple[str, str]]:

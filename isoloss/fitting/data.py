@@ -81,7 +81,12 @@ def prepare(
                 )
             )
         keep &= ~bad
-    _refuse_nonpositive(law, runs, columns, [*axes.values(), law.target, *extra], keep)
+    _refuse_nonpositive(law, runs, columns, [*axes.values(), law.target, *([sd] if sd else [])], keep)
+    if weights:
+        bad = np.flatnonzero(keep & (columns[weights] < 0))
+        if len(bad) or not np.any(columns[weights][keep] > 0):
+            at = f"{columns[weights][bad[0]]:g} in row {int(runs.rows[bad[0]])}" if len(bad) else "only zeros"
+            raise ValueError(f"{law.slug} needs weights {weights} at or above 0, not all 0, got {at}")
     if keep.sum() < 2:
         raise NoAnswer(
             f"{int(keep.sum())} of {len(runs)} rows can be fitted",
@@ -92,9 +97,10 @@ def prepare(
     w = columns[weights][keep] if weights else np.ones(len(y))
     if sd:
         w = w / columns[sd][keep] ** 2
-    groups = runs[cluster][keep] if cluster else np.arange(len(y))
+    groups = _clusters(runs, cluster, keep) if cluster else np.arange(len(y))
     # One order for any order of the table: then the same seed draws the same resamples.
-    order = np.lexsort([*(x[axis] for axis in reversed(list(x))), y])
+    labels = np.unique(groups, return_inverse=True)[1] if cluster else np.zeros(len(y))
+    order = np.lexsort([labels, w, *(x[axis] for axis in reversed(list(x))), y])
     _, first, codes = np.unique(groups[order], return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(first))
     return Data(
@@ -110,8 +116,8 @@ def prepare(
 
 def _axes(law: Law, runs: Runs) -> tuple[dict[str, str], Runs]:
     """Axis of the law -> column of the table; derivable columns are derived, defaults filled."""
-    needed = [axis for axis in law.axes if axis not in runs and axis not in law.defaults]
-    if needed:
+    needed = [axis for axis in law.axes if axis not in law.defaults]
+    if any(axis not in runs or not np.isfinite(runs.numeric(axis)[0]).all() for axis in needed):
         runs = runs.derive()
     axes = {}
     for axis in law.axes:
@@ -120,6 +126,19 @@ def _axes(law: Law, runs: Runs) -> tuple[dict[str, str], Runs]:
         axes[axis] = name
     runs[law.target]
     return axes, runs
+
+
+def _clusters(runs: Runs, cluster: str, keep: Array) -> Array:
+    """The labels of the rows in the fit; a row without one belongs to no known unit."""
+    groups = runs[cluster][keep]
+    missing = groups == "" if groups.dtype.kind in "US" else np.isnan(groups)
+    if missing.any():
+        row = int(runs.rows[keep][np.argmax(missing)])
+        raise ValueError(
+            f"cluster needs a value of {cluster} in every row, got none in row {row} "
+            f"({int(missing.sum())} such rows). Fill them in, or leave the rows out with where="
+        )
+    return groups
 
 
 def _refuse_nonpositive(

@@ -42,7 +42,7 @@ def information(
     width = (coordinates.high - coordinates.low)[:p]
     scaled = jacobian * width * np.sqrt(weights)[:, None]
     for prior in problem.priors:
-        row = np.sqrt(problem.temperature) * prior.slope(psi[None])[0, :p] / prior.sd * width
+        row = spread * prior.slope(psi[None])[0, :p] / prior.sd * width
         scaled = np.vstack([scaled, row])
     _, singular, vt = np.linalg.svd(scaled, full_matrices=False)
     floor = max(singular[0], 1e-300) * 1e-14
@@ -53,12 +53,11 @@ def information(
     return Information(float(singular[0] / singular[-1]), vt[-1], float(spread / singular[-1]))
 
 
-def at_bounds(coordinates: Coordinates, psi: Array) -> list[str]:
-    """Names of free coordinates that ended on their box."""
+def at_bounds(coordinates: Coordinates, psi: Array) -> Array:
+    """Which free coordinates (p,) lie on their box, for psi of shape (..., q): shape (..., p)."""
     p = len(coordinates.names)
-    width = coordinates.high[:p] - coordinates.low[:p]
-    near = np.minimum(psi[:p] - coordinates.low[:p], coordinates.high[:p] - psi[:p])
-    return [name for name, edge in zip(coordinates.names, near <= 1e-6 * width, strict=True) if edge]
+    low, high, inner = coordinates.low[:p], coordinates.high[:p], psi[..., :p]
+    return np.asarray(np.minimum(inner - low, high - inner) <= 1e-6 * (high - low))
 
 
 def separation(law: Law, draws: Array, data: Data) -> tuple[float, float] | None:
@@ -80,6 +79,10 @@ def separation(law: Law, draws: Array, data: Data) -> tuple[float, float] | None
     return float(low), float(high)
 
 
+def _share(sd: float) -> str:
+    return f"{sd:.2g} of" if sd < 1 else "more than"
+
+
 def findings(
     coordinates: Coordinates, info: Information, edges: list[str], share: tuple[float, float] | None
 ) -> list[Finding]:
@@ -92,7 +95,7 @@ def findings(
             Finding(
                 "flat-direction", "error", (), None,
                 f"the data leave {' and '.join(names)} open along one direction: one standard deviation "
-                f"is {info.flat_sd:.2g} of the whole allowed range (condition number {info.condition:.1e})",
+                f"is {_share(info.flat_sd)} the whole allowed range (condition number {info.condition:.1e})",
                 "many parameter values fit equally well, so each value alone means nothing",
                 "widen the range of the predictors, fix, tie or borrow one of them, or use a smaller law",
             )

@@ -22,6 +22,7 @@ from isoloss.runs import Finding, Runs, check, read
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+UNIDENTIFIED = ("too-few-rows", "flat-direction", "axes-not-separated")
 SAME = 1e-6  # starts whose objectives differ by less than this share found the same minimum
 SCREEN_ROWS = 512  # starts of a long table descend on a subset first; the last steps see every row
 
@@ -79,6 +80,8 @@ def fit(
         (0.35, 'identified')
     """
     law = get(law) if isinstance(law, str) else law
+    if not isinstance(law, Law):
+        raise TypeError(f"fit needs a law or its name, got {law!r}. A class must be called: Hoffmann()")
     runs = runs if isinstance(runs, Runs) else read(runs)
     if draws < 0 or starts < 1 or not 0 < coverage < 1:
         raise ValueError(
@@ -108,28 +111,32 @@ def fit(
     rng = np.random.default_rng(seed)
     residuals = problem.residuals(psi[None])[0][0]
     info = information(problem, place, psi, data.weights, robust_sd(residuals, len(place.names)))
-    complete = True
+    complete, settled = True, 1.0
     if draws == 0:
         cloud = psi[None]
     elif uncertainty == "laplace":
         cloud = laplace(problem, psi, data.weights, draws, rng)
     elif uncertainty == "bootstrap":
-        cloud, complete = bootstrap(
-            problem, _distinct(found), data.weights, data.clusters, draws, rng, progress
+        cloud, complete, settled = bootstrap(
+            problem, _ridge(found, place), _others(found), data.weights, data.clusters, draws, rng, progress
         )
     else:
         raise ValueError(f"uncertainty must be 'bootstrap' or 'laplace', got {uncertainty!r}")
     theta, all_draws = place.theta(psi), place.theta(cloud)
-    edges = at_bounds(place, psi)
+    if not held.named:
+        theta, all_draws = law.canonical(theta), law.canonical(all_draws)
+    edges = [name for name, edge in zip(place.names, at_bounds(place, psi), strict=True) if edge]
     warnings = [
-        *[f for f in check(runs, axes=law.axes, target=law.target) if f.level != "note"],
+        *[f for f in check(runs, axes=_columns(law, runs), target=law.target) if f.level != "note"],
         *findings(place, info, edges, separation(law, all_draws, data)),
         *_cautions(data, place, agreeing, draws, len(all_draws), uncertainty),
+        *_cloud_cautions(place, edges, cloud, settled),
+        *([] if found.converged[best] else [_not_converged(law)]),
     ]
     result: Literal["identified", "not-identified", "not-converged", "interrupted"] = (
         "interrupted" if not complete
+        else "not-identified" if any(f.code in UNIDENTIFIED for f in warnings)
         else "not-converged" if not found.converged[best]
-        else "not-identified" if any(f.code in ("flat-direction", "axes-not-separated") for f in warnings)
         else "identified"
     )  # fmt: skip
     return Fit(
@@ -166,6 +173,11 @@ def default_objective(law: Law) -> Objective:
     return Huber(residual="log" if law.target == "loss" else "linear")
 
 
+def _columns(law: Law, runs: Runs) -> list[str]:
+    """The columns behind the law's axes; one that is absent and has a default is its default's."""
+    return [*dict.fromkeys(axis if axis in runs else law.defaults.get(axis, axis) for axis in law.axes)]
+
+
 def _known_sd(law: Law, runs: Runs, objective: Objective) -> str | None:
     name = f"{law.target}_sd"
     return name if objective.name == "gaussian" and name in runs else None
@@ -196,6 +208,8 @@ def _descend(problem: Problem, psi: Array, weights: Array) -> Minima:
 def _polish(problem: Problem, coarse: Minima, weights: Array) -> Minima:
     """Newton steps until nothing lowers the objective, once for all starts that came to one place."""
     groups = _same_place(coarse)
+    if not groups:
+        return coarse
     first = np.array([group[0] for group in groups])
     fine = minimise(problem, coarse.psi[first], weights, tolerance=1e-16)
     psi, value, converged = coarse.psi.copy(), coarse.value.copy(), coarse.converged.copy()
@@ -205,8 +219,12 @@ def _polish(problem: Problem, coarse: Minima, weights: Array) -> Minima:
 
 
 def _same_place(coarse: Minima) -> list[Array]:
-    """Starts grouped by where they ended: nearly equal objective and coordinates, best group first."""
+    """Starts grouped by where they ended: nearly equal objective and coordinates, best group first.
+
+    Starts outside the law's domain are in no group.
+    """
     left = np.argsort(coarse.value, kind="stable")
+    left = left[np.isfinite(coarse.value[left])]
     groups = []
     while len(left):
         lead = left[0]
@@ -219,28 +237,51 @@ def _same_place(coarse: Minima) -> list[Array]:
 
 
 def _with_priors(problem: Problem, place: Coordinates, data: Data, found: Minima) -> tuple[Problem, Minima]:
-    """Weigh the priors by the noise the data show without them, then fit again."""
-    for _ in range(3):
+    """Weigh the priors by the noise around the fit with them: alternate until the noise stands still."""
+    temperature = 0.0
+    for _ in range(50):
+        before = temperature
         best = found.psi[np.argmin(found.value)]
         r = problem.residuals(best[None])[0][0]
         temperature = problem.objective.temperature(r, data.weights)
         problem = replace(problem, priors=place.priors, temperature=temperature)
         found = _polish(problem, _descend(problem, found.psi, data.weights), data.weights)
+        if abs(temperature - before) <= 1e-6 * temperature:
+            break
     return problem, found
 
 
-def _distinct(found: Minima, most: int = 3) -> Array:
-    """The best minimum and up to two other local ones within 2 % of it."""
+def _ridge(found: Minima, place: Coordinates) -> Array:
+    """The best minimum, and every start that reached the same objective elsewhere: a flat ridge.
+
+    Resamples that all began at one point of a ridge would stay there, and show no spread along the very
+    direction that the data leave open.
+    """
     order = np.argsort(found.value, kind="stable")
+    lowest = found.value[order[0]]
+    width = place.high - place.low
     kept = [order[0]]
     for i in order[1:]:
-        lowest = found.value[order[0]]
+        if found.value[i] > lowest + SAME * abs(lowest) + 1e-15:
+            break
+        steps = np.abs(found.psi[kept] - found.psi[i]) / width
+        if steps.max(axis=1).min() > 0.01:
+            kept.append(i)
+    return np.asarray(found.psi[kept])
+
+
+def _others(found: Minima, most: int = 2) -> Array:
+    """Up to two other local minima within 2 % of the best: a resample may prefer one of them."""
+    order = np.argsort(found.value, kind="stable")
+    lowest = found.value[order[0]]
+    kept: list[int] = []
+    for i in order[1:]:
         if found.value[i] > lowest + 0.02 * abs(lowest) or len(kept) == most:
             break
-        apart = all(found.value[i] > found.value[k] + 1e-4 * abs(lowest) for k in kept)
+        apart = all(found.value[i] > found.value[k] + 1e-4 * abs(lowest) for k in [order[0], *kept])
         if apart and found.converged[i]:
             kept.append(i)
-    return found.psi[kept]
+    return np.asarray(found.psi[kept])
 
 
 def _statuses(place: Coordinates, edges: list[str]) -> tuple[str, ...]:
@@ -251,6 +292,42 @@ def _statuses(place: Coordinates, edges: list[str]) -> tuple[str, ...]:
     )
 
 
+def _cloud_cautions(place: Coordinates, edges: list[str], cloud: Array, settled: float) -> list[Finding]:
+    """What the draws show that the optimum alone does not."""
+    out = []
+    if settled < 0.99:
+        out.append(
+            Finding(
+                "unsettled-draws", "warning", (), None,
+                f"{1 - settled:.1%} of the resamples ran out of steps before their minimum",
+                "their parameters are somewhat off, so intervals are blurred",
+                "narrow the bounds, or use --objective student-t, which is smooth",
+            )
+        )  # fmt: skip
+    if len(cloud) >= 20:
+        shares = np.mean(at_bounds(place, cloud), axis=0)
+        for name, share in zip(place.names, shares, strict=True):
+            if share > 0.05 and name not in edges:
+                out.append(
+                    Finding(
+                        "draws-at-bound", "warning", (), name,
+                        f"{share:.0%} of the draws of {name} lie on its bound",
+                        "that end of its interval is the bound's, not the data's",
+                        f"widen it with --bound {name.split('=')[0]}=LOW:HIGH, or fix, tie or borrow it",
+                    )
+                )  # fmt: skip
+    return out
+
+
+def _not_converged(law: Law) -> Finding:
+    return Finding(
+        "not-converged", "warning", (), None,
+        f"the minimiser of {law.slug} ran out of steps before the objective stopped falling",
+        "the parameters are not at a minimum, and another start may give others",
+        "raise --starts, narrow the bounds, or use a law with fewer parameters for this table",
+    )  # fmt: skip
+
+
 def _cautions(
     data: Data, place: Coordinates, agreeing: float, draws: int, done: int, uncertainty: str
 ) -> list[Finding]:
@@ -259,7 +336,7 @@ def _cautions(
     if len(data) <= free:
         out.append(
             Finding(
-                "flat-direction", "error", (), None,
+                "too-few-rows", "error", (), None,
                 f"{len(data)} rows cannot determine {free} parameters",
                 "a curve with as many parameters as points passes through them whatever they are",
                 f"at least {free + 3} rows, or fix, tie or borrow parameters, or a smaller law",

@@ -14,6 +14,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 # Rows times batch that stay in a core's second-level cache while about ten arrays are alive.
 CHUNK = 49_152
+PATIENCE = 12  # steps of pure Newton, enough for nearly every resample
+TRACE = 0.01  # least caution after that
 LONGEST_STEP = 2.0  # in log units or exponents: far enough to cross a box, short enough to stay sane
 
 
@@ -232,10 +234,12 @@ def _minimise_chunk(
     ids, psi, value, damping, w, prior_means = _subset(keep, ids, psi, value, damping, w, prior_means)
     if not keep.all():
         value, state = problem.evaluate(psi, w, prior_means)
-    for _ in range(limit):
+    for count in range(limit):
         if len(ids) == 0:
             break
-        g, h = problem.derivatives(psi, w, state, prior_means, caution)
+        # Pure Newton can circle among the corners of a Huber loss; a trace of the majorant ends that.
+        care = caution if count < PATIENCE else max(caution, TRACE)
+        g, h = problem.derivatives(psi, w, state, prior_means, care)
         step, decrease = _step(g, h, damping, psi, low, high)
         trial = np.clip(psi + step, low, high)
         trial_value, trial_state = problem.evaluate(trial, w, prior_means)

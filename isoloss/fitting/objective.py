@@ -133,6 +133,10 @@ class Gaussian(Objective):
     r"""Gaussian likelihood: :math:`\rho(u) = u^2/2 + \log s`, ``u = r/s``, scale ``s`` estimated.
 
     With a column of known standard deviations (``loss_sd``) the rows are weighed by them.
+
+    Example:
+        >>> Gaussian().rho(np.array([2.0])).tolist()
+        [2.0]
     """
 
     name: ClassVar[str] = "gaussian"
@@ -153,6 +157,10 @@ class StudentT(Objective):
 
     Robust as Huber's, smooth, and its scale is estimated: no delta to choose. Lange, Little & Taylor
     1989, JASA 84(408).
+
+    Example:
+        >>> StudentT(df=1).rho(np.array([0.0, 1.0])).round(4).tolist()
+        [0.0, 0.6931]
     """
 
     df: float = 4.0

@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from isoloss.errors import NoAnswer
-from isoloss.files import write_atomically
+from isoloss.files import json_text, write_atomically
 from isoloss.fitting.constraints import Constraints
 from isoloss.fitting.objective import Objective, objective_from_json
 from isoloss.fitting.prediction import Prediction, quantiles
@@ -21,6 +21,8 @@ from isoloss.runs import Finding, Removed
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Result = Literal["identified", "not-identified", "not-converged", "interrupted"]
+
+Status = Literal["fitted", "tied", "fixed", "borrowed", "at-bound"]
 
 SCHEMA = "isoloss/fit/1"
 
@@ -55,6 +57,11 @@ class Fit:
         removed: rows of the table that are not in the fit.
         x, y, rows, residuals, weights: the rows in the fit.
         condition: condition number of the Jacobian in units of the parameter box.
+
+    Example:
+        >>> import isoloss
+        >>> isoloss.fit("power", {"tokens": [1, 2, 4, 8], "loss": [8, 4, 2, 1.0]}, draws=0)
+        Fit(power(tokens): b=8, c=1; 4 rows, identified)
     """
 
     law: Law
@@ -94,7 +101,9 @@ class Fit:
         out = {}
         for p, name in enumerate(self.law.names):
             value = float(self.theta[p])
-            if len(self.draws) < 2:
+            if self.status[p] in ("fixed", "borrowed"):
+                stderr, low, high = 0.0, value, value
+            elif len(self.draws) < 2:
                 stderr, low, high = float("nan"), float("nan"), float("nan")
             else:
                 stderr = float(np.std(self.draws[:, p], ddof=1))
@@ -105,7 +114,11 @@ class Fit:
     @property
     def free(self) -> int:
         """Number of parameters the data had to determine."""
-        return sum(status in ("fitted", "at-bound") for status in self.status)
+        followers = {name for group in self.constraints.tie for name in group[1:]}
+        return sum(
+            status in ("fitted", "at-bound") and name not in followers
+            for name, status in zip(self.law.names, self.status, strict=True)
+        )
 
     @property
     def r2(self) -> float:
@@ -159,6 +172,11 @@ class Fit:
             raise ValueError(f"of must be 'mean' or 'run', got {of!r}")
         if len(self.draws) == 0:
             raise NoAnswer("this fit has no draws, so no interval", "fit with draws=1000")
+        if any(entry.code == "too-few-rows" for entry in self.warnings):
+            raise NoAnswer(
+                f"{len(self.y)} rows leave no residual to judge {self.free} parameters by",
+                f"at least {self.free + 3} rows, or fixed, tied or borrowed parameters",
+            )
         x = {name: np.atleast_1d(value) for name, value in self.law.inputs(axes).items()}
         level = self.law.evaluate(self.draws, **x)
         if of == "run":
@@ -183,10 +201,23 @@ class Fit:
 
     def save(self, path: str | Path) -> None:
         """Write the fit as JSON (``docs/json.md``), atomically."""
-        write_atomically(Path(path), json.dumps(self.to_json(), indent=1) + "\n")
+        write_atomically(Path(path), json_text(self.to_json()))
 
     def to_json(self) -> dict[str, Any]:
-        """The document that ``isoloss fit --json`` writes; schema in ``docs/json.md``."""
+        """The document that ``isoloss fit --json`` writes; schema in ``docs/json.md``.
+
+        Raises:
+            ValueError: the law is a class without a file, so no reader could find it again.
+        """
+        try:
+            found = type(get(self.law.spec)).__name__ == type(self.law).__name__
+        except ValueError:
+            found = False
+        if not found:
+            raise ValueError(
+                f"law {type(self.law).__name__} has no address to save: put the class into a file and fit "
+                f"'FILE.py:{type(self.law).__name__}'"
+            )
         return {
             "schema": SCHEMA,
             "law": self.law.spec,
@@ -233,7 +264,7 @@ class Fit:
             )
         try:
             return _read_fit(document)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
             raise ValueError(f"the fit file is incomplete or damaged: {error!r}") from error
 
     def __repr__(self) -> str:
@@ -264,13 +295,19 @@ def load(path: str | Path, *, group: str | None = None) -> Fit:
 
     Raises:
         ValueError: no such file, not JSON, not a fit, or no such group.
+
+    Example:
+        >>> import isoloss
+        >>> isoloss.fit("power", {"tokens": [1, 2, 4, 8], "loss": [8, 4, 2, 1.0]}).save("power.json")
+        >>> load("power.json").result
+        'identified'
     """
     path = Path(path)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read the fit {path}: {error}") from error
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}). Make it with `isoloss fit --json`") from error
     if not isinstance(document, dict):
         raise ValueError(f"{path} is not a fit: needed a JSON object, got {type(document).__name__}")
@@ -287,44 +324,84 @@ def load(path: str | Path, *, group: str | None = None) -> Fit:
 
 def _read_fit(document: Mapping[str, Any]) -> Fit:
     law = get(document["law"])
-    data, parameters = document["data"], document["parameters"]
-    theta = np.array([float(parameters[name]["value"]) for name in law.names])
-    draws = np.column_stack([np.asarray(document["draws"][name], float) for name in law.names])
-    held = document["constraints"]
+    data, parameters, held = document["data"], document["parameters"], document["constraints"]
+    y = _numbers(data["y"], "y")
+    n = len(y)
+    count = len(document["draws"][law.names[0]])
     return Fit(
         law=law,
-        theta=theta,
-        draws=draws,
-        status=tuple(parameters[name]["status"] for name in law.names),
+        theta=_numbers([parameters[name]["value"] for name in law.names], "parameters"),
+        draws=np.column_stack([_numbers(document["draws"][name], "draws", count) for name in law.names]),
+        status=tuple(_one_of(parameters[name]["status"], get_args(Status)) for name in law.names),
         objective=objective_from_json(document["objective"]),
-        value=float(document["objective"]["value"]),
-        agreeing_starts=float(document["agreeing_starts"]),
-        starts=int(document["starts"]),
-        result=document["result"],
-        warnings=tuple(
-            Finding(w["code"], w["level"], tuple(w["rows"]), w["column"], w["text"], w["why"], w["do"])
-            for w in document["warnings"]
+        value=_number(document["objective"]["value"], "value"),
+        agreeing_starts=_number(document["agreeing_starts"], "agreeing_starts"),
+        starts=int(_number(document["starts"], "starts")),
+        result=_one_of(document["result"], get_args(Result)),
+        warnings=tuple(_finding(entry) for entry in document["warnings"]),
+        removed=tuple(
+            Removed(int(r["row"]), _text(r["code"]), _text(r["why"])) for r in document["rows_removed"]
         ),
-        removed=tuple(Removed(r["row"], r["code"], r["why"]) for r in document["rows_removed"]),
-        x={axis: np.asarray(values, float) for axis, values in data["x"].items()},
-        y=np.asarray(data["y"], float),
-        rows=np.asarray(data["rows"], int),
-        residuals=np.asarray(document["noise"]["residuals"], float),
-        weights=np.asarray(data["weights"], float),
-        uncertainty=document["uncertainty"],
-        condition=float(document["condition"]),
+        x={axis: _numbers(data["x"][axis], axis, n, positive=True) for axis in law.axes},
+        y=y,
+        rows=_numbers(data["rows"], "rows", n).astype(int),
+        residuals=_numbers(document["noise"]["residuals"], "residuals", n),
+        weights=_weights(data["weights"], n),
+        uncertainty=_text(document["uncertainty"]),
+        condition=_number(document["condition"], "condition"),
         constraints=Constraints(
-            held["fix"], tuple(map(tuple, held["tie"])),
+            dict(held["fix"]), tuple(map(tuple, held["tie"])),
             {k: tuple(v) for k, v in held["bounds"].items()},
-            {k: tuple(v) for k, v in held["priors"].items()}, held["borrow"],
-        ),
-        coverage=float(document["coverage"]),
-        seed=int(document["seed"]),
-        source=data["source"],
-        fingerprint=data["fingerprint"],
-        units=data["units"],
-        derived=data["derived"],
+            {k: tuple(v) for k, v in held["priors"].items()}, dict(held["borrow"]),
+        ).resolve(law),
+        coverage=_number(document["coverage"], "coverage", 0, 1),
+        seed=int(_number(document["seed"], "seed", -1)),
+        source=_text(data["source"]),
+        fingerprint=_text(data["fingerprint"]),
+        units={_text(k): _text(v) for k, v in data["units"].items()},
+        derived={_text(k): _text(v) for k, v in data["derived"].items()},
     )  # fmt: skip
+
+
+def _number(value: Any, what: str, above: float = -np.inf, below: float = np.inf) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not above < float(value) < below:
+        raise ValueError(f"the fit file is damaged: {what} is {value!r}")
+    return float(value)
+
+
+def _numbers(values: Any, what: str, n: int | None = None, positive: bool = False) -> Array:
+    if not isinstance(values, list) or (n is not None and len(values) != n):
+        raise ValueError(f"the fit file is damaged: {what} needs a list of {n or 'some'} numbers")
+    out = np.array([_number(value, what) for value in values], dtype=float)
+    if positive and not (out > 0).all():
+        raise ValueError(f"the fit file is damaged: {what} holds values at or below 0")
+    return out
+
+
+def _weights(values: Any, n: int) -> Array:
+    out = _numbers(values, "weights", n)
+    if (out < 0).any() or abs(out.mean() - 1) > 1e-6:
+        raise ValueError("the fit file is damaged: weights are not of mean 1")
+    return out
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"the fit file is damaged: needed text, got {value!r}")
+    return value
+
+
+def _one_of(value: Any, known: tuple[Any, ...]) -> Any:
+    if value not in known:
+        raise ValueError(f"the fit file is damaged: needed one of {', '.join(known)}, got {value!r}")
+    return value
+
+
+def _finding(w: Mapping[str, Any]) -> Finding:
+    column = w["column"] if w["column"] is None else _text(w["column"])
+    rows = tuple(int(row) for row in w["rows"])
+    level = _one_of(w["level"], ("error", "warning", "note"))
+    return Finding(_text(w["code"]), level, rows, column, _text(w["text"]), _text(w["why"]), _text(w["do"]))
 
 
 def _constraints_json(held: Constraints) -> dict[str, Any]:

@@ -10,36 +10,43 @@ import numpy as np
 from isoloss.fitting.minimise import CHUNK, Problem, minimise
 
 Array = np.ndarray[Any, np.dtype[Any]]
+BLOCK = 500  # draws between two reports: what Ctrl-C can lose
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total) while a fit works."""
 
 
 def bootstrap(
     problem: Problem,
-    minima: Array,
+    ridge: Array,
+    others: Array,
     weights: Array,
     clusters: Array,
     draws: int,
     rng: np.random.Generator,
     progress: Progress | None = None,
-) -> tuple[Array, bool]:
+) -> tuple[Array, bool, float]:
     """Refit ``draws`` resamples of the clusters, each to its own minimum. Efron 1979.
 
     A resample is a vector of row weights, so all resamples share one data set and are refitted
-    together. Each starts from every distinct good minimum of the full data and keeps the best. Prior
-    means are redrawn with the data, or the prior would count as noise-free.
+    together, warm from the full data's minimum. Prior means are redrawn with the data, or the prior would
+    count as noise-free.
 
     Args:
-        minima: distinct minima of the full data, best first, (m, q).
+        ridge: where the full data have their minimum, (m, q): one point, or several if it is flat; the
+            resamples take them in turn.
+        others: further local minima that a resample may prefer, each tried, (k, q).
         weights: (n,) row weights. clusters: (n,) integers from 0.
 
     Returns:
-        Free coordinates (k, q), and whether all were done: on Ctrl-C those finished are kept.
+        Free coordinates (k, q); whether all were done (on Ctrl-C those finished are kept); and the share
+        that came to a minimum before the steps ran out.
     """
     count = int(clusters.max()) + 1
     done: list[Array] = []
+    settled: list[Array] = []
     total = 0
-    size = max(1, 8 * CHUNK // len(weights))
+    chunk = max(1, CHUNK // len(weights))
+    size = chunk * max(1, BLOCK // chunk) if chunk < BLOCK else BLOCK
     try:
         while total < draws:
             batch = min(size, draws - total)
@@ -48,20 +55,20 @@ def bootstrap(
             w = picks[:, clusters] * weights
             means = np.array([prior.mean for prior in problem.priors])
             means = means + rng.normal(size=(batch, len(means))) * [p.sd for p in problem.priors]
-            tries = [
-                minimise(problem, np.repeat(start[None], batch, axis=0), w, prior_means=means)
-                for start in minima
-            ]
+            own = ridge[np.arange(total, total + batch) % len(ridge)]
+            starts = [own, *(np.repeat(start[None], batch, axis=0) for start in others)]
+            tries = [minimise(problem, start, w, prior_means=means) for start in starts]
             best = np.argmin([found.value for found in tries], axis=0)
             done.append(np.stack([found.psi for found in tries])[best, np.arange(batch)])
+            settled.append(np.stack([found.converged for found in tries])[best, np.arange(batch)])
             total += batch
             if progress:
                 progress("bootstrap", total, draws)
     except KeyboardInterrupt:
         if not done:
             raise
-        return np.concatenate(done), False
-    return np.concatenate(done), True
+        return np.concatenate(done), False, float(np.mean(np.concatenate(settled)))
+    return np.concatenate(done), True, float(np.mean(np.concatenate(settled)))
 
 
 def laplace(problem: Problem, psi: Array, weights: Array, draws: int, rng: np.random.Generator) -> Array:

@@ -59,6 +59,11 @@ class Broken2(Law):
         size = (1e-3 * top * min(1.0, place[0]) ** 3, 1e3 * top * max(1.0, place[1]) ** 3)
         return {"a": (1e-6 * top, 1.2 * top), "b": size, **dict.fromkeys(["d_1", "d_2"], place)}
 
+    def canonical(self, theta: Array) -> Array:
+        """Break 1 is the one at the smaller x."""
+        swapped = theta[..., [0, 1, 2, 6, 7, 8, 3, 4, 5]]
+        return np.asarray(np.where(theta[..., 4:5] <= theta[..., 7:8], theta, swapped))
+
     def value(self, theta: Sequence[Any], x: Mapping[str, Any]) -> Any:
         """See :meth:`isoloss.laws.law.Law.value`."""
         a, b, c_0, c_1, d_1, f_1, c_2, d_2, f_2 = theta

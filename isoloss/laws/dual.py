@@ -34,12 +34,17 @@ class Dual:
         self.value = np.asarray(value)
         self.partials = dict(partials)
 
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Dual:
-        rule = _RULES.get(ufunc.__name__)
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        name, rule = ufunc.__name__, _RULES.get(ufunc.__name__)
+        # Comparisons look at values only, so that np.where(x > 1, ...) reads as in plain NumPy.
+        if name in _COMPARISONS and method == "__call__" and not kwargs:
+            return ufunc(*(_lift(entry).value for entry in inputs))
         if method != "__call__" or kwargs or rule is None:
+            what = name if method == "__call__" else f"{name}.{method}"
+            options = f" with {', '.join(kwargs)}=" if kwargs else ""
             raise TypeError(
-                f"a law's value() used np.{ufunc.__name__}, which has no derivative rule here. "
-                f"Use one of: {', '.join(sorted(_RULES))}"
+                f"a law's value() used np.{what}{options}, which has no derivative rule here. "
+                f"Use np.where or one of: {', '.join(sorted(_RULES))}"
             )
         return rule(*(entry if isinstance(entry, Dual) else Dual(entry, {}) for entry in inputs))
 
@@ -87,7 +92,6 @@ class Dual:
     def __rpow__(self, other: Any) -> Dual:
         return _power(_lift(other), self)
 
-    # Comparisons look at values only, so that np.where(x > 1, ...) reads as in plain NumPy.
     def __lt__(self, other: Any) -> Any:
         return self.value < _lift(other).value
 
@@ -99,6 +103,20 @@ class Dual:
 
     def __ge__(self, other: Any) -> Any:
         return self.value >= _lift(other).value
+
+    def __eq__(self, other: object) -> Any:
+        return self.value == _lift(other).value
+
+    def __ne__(self, other: object) -> Any:
+        return self.value != _lift(other).value
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __abs__(self) -> Dual:
+        return _RULES["absolute"](self)
+
+    def __bool__(self) -> bool:
+        raise TypeError("a law's value() works on arrays: use np.where(condition, a, b), not if")
 
 
 def _lift(entry: Any) -> Dual:
@@ -138,13 +156,18 @@ def _power(a: Dual, b: Dual) -> Dual:
     return _chain(value, *parts)
 
 
-def _select(pick: Array, a: Dual, b: Dual) -> Dual:
-    left, right = pick.astype(float), (~pick).astype(float)
-    return _chain(np.where(pick, a.value, b.value), (a, left), (b, right))
+def _select(value: Array, pick: Array, a: Dual, b: Dual) -> Dual:
+    # Not a product with a 0/1 mask: the side not taken may have an infinite slope.
+    partials = {
+        index: np.where(pick, a.partials.get(index, 0.0), b.partials.get(index, 0.0))
+        for index in {**a.partials, **b.partials}
+    }
+    return Dual(value, partials)
 
 
 def _where(condition: Any, a: Any, b: Any) -> Dual:
-    return _select(np.asarray(condition, dtype=bool), _lift(a), _lift(b))
+    pick, left, right = np.asarray(condition, dtype=bool), _lift(a), _lift(b)
+    return _select(np.where(pick, left.value, right.value), pick, left, right)
 
 
 def _logaddexp(a: Dual, b: Dual) -> Dual:
@@ -162,6 +185,8 @@ def _elementwise(
     return rule
 
 
+_COMPARISONS = {"less", "less_equal", "greater", "greater_equal", "equal", "not_equal"}
+
 _RULES: dict[str, Callable[..., Dual]] = {
     "add": _add,
     "subtract": lambda a, b: _add(a, -b),
@@ -172,8 +197,8 @@ _RULES: dict[str, Callable[..., Dual]] = {
     "negative": lambda a: -a,
     "positive": lambda a: a,
     "logaddexp": _logaddexp,
-    "maximum": lambda a, b: _select(a.value >= b.value, a, b),
-    "minimum": lambda a, b: _select(a.value <= b.value, a, b),
+    "maximum": lambda a, b: _select(np.maximum(a.value, b.value), a.value >= b.value, a, b),
+    "minimum": lambda a, b: _select(np.minimum(a.value, b.value), a.value <= b.value, a, b),
     "absolute": _elementwise(np.abs, lambda x, _: np.sign(x)),
     "exp": _elementwise(np.exp, lambda _, y: y),
     "exp2": _elementwise(np.exp2, lambda _, y: y * np.log(2.0)),

@@ -45,8 +45,8 @@ class Parameter:
     meaning: str = ""
 
     def __post_init__(self) -> None:
-        if not self.low < self.high:
-            raise ValueError(f"parameter {self.name} needs low < high, got {self.low} and {self.high}")
+        if not (self.low < self.high and math.isfinite(self.low) and math.isfinite(self.high)):
+            raise ValueError(f"parameter {self.name} needs finite low < high, got {self.low} and {self.high}")
         if self.scale == "log" and self.low <= 0:
             raise ValueError(
                 f"parameter {self.name} is positive (log scale) and needs low > 0, got {self.low}"
@@ -134,6 +134,10 @@ class Law(ABC):
         """
         return {}
 
+    def canonical(self, theta: Array) -> Array:
+        """Of several thetas (..., P) that are one curve, the one to report: breaks in order, say."""
+        return theta
+
     @property
     def slug(self) -> str:
         """The law's name on the command line and in files: ``KaplanNd`` is ``kaplan-nd``."""
@@ -190,10 +194,21 @@ class Law(ABC):
             array = np.asarray(x[source], dtype=float)
             bad = ~(np.isfinite(array) & (array > 0))
             if bad.any():
-                raise ValueError(f"{self.slug} needs {axis} finite and above 0, got {array[bad].ravel()[0]:g}")
+                raise ValueError(
+                    f"{self.slug} needs {axis} finite and above 0, got {array[bad].ravel()[0]:g}"
+                )
             out[axis] = array
         shape = np.broadcast_shapes(*(array.shape for array in out.values()))
         return {axis: np.broadcast_to(array, shape) for axis, array in out.items()}
+
+    def _checked(self, theta: Any) -> Array:
+        array: Array = np.asarray(theta, dtype=float)
+        if array.ndim == 0 or array.shape[-1] != len(self.parameters):
+            raise ValueError(
+                f"{self.slug} needs theta of shape (..., {len(self.parameters)}): {', '.join(self.names)}; "
+                f"got shape {array.shape}"
+            )
+        return array
 
     def evaluate(self, theta: Any, **axes: Any) -> Array:
         """The target for every theta at every point.
@@ -210,7 +225,7 @@ class Law(ABC):
         """
         x = self.inputs(axes)
         shape = next(iter(x.values())).shape
-        theta = np.asarray(theta, dtype=float)
+        theta = self._checked(theta)
         flat = {axis: array.ravel() for axis, array in x.items()}
         parts = tuple(theta[..., p, None] for p in range(len(self.parameters)))
         out = np.asarray(self.value(parts, flat), dtype=float)
@@ -227,7 +242,7 @@ class Law(ABC):
         Returns:
             The target of shape (..., n) and one array of that shape per axis.
         """
-        theta = np.asarray(theta, dtype=float)
+        theta = self._checked(theta)
         duals = {
             axis: Dual(np.asarray(x[axis], dtype=float), {i: np.asarray(x[axis], dtype=float)})
             for i, axis in enumerate(self.axes)

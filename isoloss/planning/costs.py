@@ -1,0 +1,158 @@
+"""What a run costs, as sums of products of its axes: exact units, and closed forms both ways.
+
+A new cost is one more function here; a new axis (bits, experts) is one more name in its terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from isoloss.runs.units import format_count
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+TRAIN_FLOPS = 6.0  # per parameter and token: forward 2, backward 4; attention scores not counted
+SERVE_FLOPS = 2.0  # per parameter and token read or written
+SECONDS_PER_HOUR = 3600.0
+
+Term = tuple[float, tuple[str, ...]]  # a coefficient and the axes it is multiplied by
+
+
+@dataclass(frozen=True)
+class Cost:
+    r"""A sum of products of axes, :math:`c(x) = \sum_k c_k \prod_{j \in k} x_j`, all positive.
+
+    In logs it is a log-sum-exp of affine functions, as most laws are, so budgets keep plans convex.
+
+    Attributes:
+        name: as in ``Budget`` and in JSON.
+        unit: of the value.
+        terms: pairs of a coefficient and the axes it is multiplied by.
+        what: the cost in words, for a sentence: "training FLOPs".
+
+    Example:
+        >>> cost = total_flops(serve_tokens=1e12)
+        >>> cost.value({"params": 1e9, "tokens": 2e10})
+        2.12e+21
+        >>> float(cost.solve("tokens", 2.12e21, {"params": 1e9}))
+        20000000000.0
+    """
+
+    name: str
+    unit: str
+    terms: tuple[Term, ...]
+    what: str
+
+    def value(self, x: Mapping[str, Any]) -> Any:
+        """The cost at ``x``, in ``unit``."""
+        return _sum(self.terms, x)
+
+    def elasticity(self, axis: str, x: Mapping[str, Any]) -> Any:
+        """``d ln cost / d ln axis`` at ``x``: the share of the terms that hold the axis."""
+        return _sum([term for term in self.terms if axis in term[1]], x) / self.value(x)
+
+    def solve(self, axis: str, limit: Any, x: Mapping[str, Any]) -> Any:
+        """The largest value of ``axis`` within ``limit``, the other axes as in ``x``.
+
+        Infinite where the cost does not depend on the axis and is within the limit, 0 where the other
+        axes alone exceed it.
+        """
+        # affine in the axis: rest + slope * axis
+        rest = _sum([term for term in self.terms if axis not in term[1]], x)
+        slope = _sum([term for term in self.terms if axis in term[1]], {**x, axis: 1.0})
+        left = np.asarray(limit - rest, dtype=float)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(left > 0, left / np.asarray(slope, dtype=float), 0.0)
+
+    def text(self, value: float) -> str:
+        """The value as people write it: 1e+21 FLOP is ``1e21``, 8e9 byte ``8GB``, 7e9 parameters ``7B``."""
+        if self.unit == "count":
+            return format_count(value)
+        if self.unit == "byte" and value < 1e15:
+            short = format_count(value)  # 8 billion bytes are 8 GB
+            return (short.removesuffix("B") + "G" if short.endswith("B") else short) + "B"
+        return f"{value:.3g}".replace("e+", "e")
+
+    def bounds(self, axis: str) -> bool:
+        """Whether a limit on this cost bounds the axis."""
+        return any(axis in axes for _, axes in self.terms)
+
+
+def _sum(terms: Sequence[Term], x: Mapping[str, Any]) -> Any:
+    total: Any = 0.0
+    for coefficient, axes in terms:
+        part: Any = coefficient
+        for axis in axes:
+            part = part * x[axis]
+        total = total + part
+    return total
+
+
+def params() -> Cost:
+    """N, parameters as the law counts them [count]."""
+    return Cost("params", "count", ((1.0, ("params",)),), "parameters")
+
+
+def tokens() -> Cost:
+    """D, training tokens [count]."""
+    return Cost("tokens", "count", ((1.0, ("tokens",)),), "training tokens")
+
+
+def train_flops() -> Cost:
+    r""":math:`6ND` [FLOP]: forward 2, backward 4 per parameter and token, no attention scores."""
+    return Cost("train_flops", "FLOP", ((TRAIN_FLOPS, ("params", "tokens")),), "training FLOPs")
+
+
+def serve_flops(serve_tokens: float) -> Cost:
+    r""":math:`2 N D_{serve}` [FLOP] for prompt and generated tokens together [count]."""
+    return Cost("serve_flops", "FLOP", ((SERVE_FLOPS * serve_tokens, ("params",)),), "serving FLOPs")
+
+
+def total_flops(serve_tokens: float = 0.0) -> Cost:
+    r""":math:`6ND + 2 N D_{serve}` [FLOP] (Sardana et al. 2024, arXiv:2401.00448)."""
+    serve = serve_flops(serve_tokens).terms if serve_tokens else ()
+    return Cost("total_flops", "FLOP", train_flops().terms + serve, "training and serving FLOPs")
+
+
+def stored_bytes(bits: float = 16.0) -> Cost:
+    r""":math:`N \cdot bits / 8` [byte]: the weights as stored at serving, no cache or activations."""
+    return Cost("bytes", "byte", ((bits / 8.0, ("params",)),), "bytes at serving")
+
+
+def device_hours(peak: float, utilisation: float) -> Cost:
+    r""":math:`6ND / (peak \cdot utilisation \cdot 3600)` [device-hour] of training.
+
+    Args:
+        peak: of one device, FLOP/s at the precision of training.
+        utilisation: share of it that 6ND per second reaches, 0 to 1.
+    """
+    rate = TRAIN_FLOPS / (peak * utilisation * SECONDS_PER_HOUR)
+    return Cost("device_hours", "device-hour", ((rate, ("params", "tokens")),), "device-hours of training")
+
+
+def money(
+    price: float,
+    peak: float,
+    utilisation: float,
+    serve_tokens: float = 0.0,
+    serve_utilisation: float | None = None,
+) -> Cost:
+    r"""Price of training and serving, :math:`p\,(6ND/m_{tr} + 2ND_{serve}/m_{sv}) / (3600 \cdot peak)`.
+
+    Args:
+        price: of one device-hour, in any currency; the cost is in the same.
+        peak: of one device, FLOP/s.
+        utilisation: of training, 0 to 1.
+        serve_tokens: prompt and generated tokens served in all [count].
+        serve_utilisation: of serving, 0 to 1; that of training if not given.
+    """
+    hour = price / (peak * SECONDS_PER_HOUR)
+    terms: tuple[Term, ...] = ((TRAIN_FLOPS * hour / utilisation, ("params", "tokens")),)
+    if serve_tokens:
+        rate = SERVE_FLOPS * serve_tokens * hour / (serve_utilisation or utilisation)
+        terms = (*terms, (rate, ("params",)))
+    return Cost("money", "currency", terms, "money")

@@ -1,0 +1,169 @@
+"""The one numeric route of every plan: along one log axis, a coarse bracket, then the derivative's sign.
+
+For every draw at once. Most laws are convex in the logs and so are the limits; where a law is not, the
+coarse pass picks the valley and the bisection goes to its bottom. Kinks, where another limit takes over,
+are places where the slope changes sign like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from isoloss.planning.costs import Cost
+from isoloss.planning.surface import EDGE, FAR, Limits, Surface
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+POINTS = 48  # of the coarse bracket
+HALVINGS = 44  # of a bracket of a few units: to about 1e-13, what the slope's sign resolves
+STEPS = 100  # of a bracketed Newton search, at the very most
+
+
+@dataclass(frozen=True, eq=False)
+class Optima:
+    """One optimum per row, each (R,): ln N, ln D and the loss there; NaN where nothing is feasible."""
+
+    x: Array
+    d: Array
+    loss: Array
+
+    @property
+    def params(self) -> Array:
+        """N."""
+        return np.exp(self.x)
+
+    @property
+    def tokens(self) -> Array:
+        """D."""
+        return np.exp(self.d)
+
+
+def lowest(
+    value: Callable[[Array], Array], slope: Callable[[Array], Array], low: Array, high: Array
+) -> Array:
+    """Where ``value`` is least on [low, high], (R, 1): the best coarse cell, then the sign of the slope."""
+    grid = low + (high - low) * np.linspace(0.0, 1.0, POINTS)
+    y = value(grid)
+    best = np.argmin(np.where(np.isnan(y), np.inf, y), axis=1)[:, None]
+    left, middle, right = (
+        np.take_along_axis(grid, np.clip(best + step, 0, POINTS - 1), axis=1) for step in (-1, 0, 1)
+    )
+    rising = slope(middle) > 0
+    return bisect(lambda x: slope(x) > 0, np.where(rising, left, middle), np.where(rising, middle, right))
+
+
+def bisect(above: Callable[[Array], Array], low: Array, high: Array) -> Array:
+    """Where ``above`` turns from false to true in [low, high], for every row at once."""
+    for _ in range(HALVINGS):
+        middle = 0.5 * (low + high)
+        up = above(middle)
+        low, high = np.where(up, low, middle), np.where(up, middle, high)
+    return np.asarray(0.5 * (low + high))
+
+
+def best_loss(surface: Surface, limits: Limits) -> Optima:
+    """The point of least loss within the limits, per row.
+
+    More of either axis never hurts a law that plans are made for, so all tokens allowed are spent and one
+    axis is left: N.
+    """
+    top = limits.widest()
+    if top < 0:
+        return Optima(*(np.full(surface.rows, np.nan) for _ in range(3)))
+
+    def value(x: Array) -> Array:
+        return surface.loss(x, limits.frontier(x)[0])
+
+    def slope(x: Array) -> Array:
+        d, along = limits.frontier(x)
+        _, by_size, by_tokens = surface.slopes(x, d)
+        # at the search edge along is 0 and tokens may be worth nothing: no 0 * inf
+        return by_size + np.where(along == 0, 0.0, by_tokens * along)
+
+    low = np.zeros((surface.rows, 1))
+    x = lowest(value, slope, low, low + top)
+    d, _ = limits.frontier(x)
+    return Optima(x[:, 0], d[:, 0], surface.loss(x, d)[:, 0])
+
+
+def tokens_for(surface: Surface, loss: float | Array, x: Array, tolerance: float = 1e-12) -> Array:
+    """ln of the tokens that reach ``loss`` at ln N = ``x``; infinite where 1e30 tokens do not.
+
+    Newton steps, kept in a bracket, on the log of what is left above the loss that endless tokens would
+    give at this size: a straight line for a power law, whose root one step finds.
+    """
+    shape = np.broadcast_shapes((surface.rows, 1), x.shape)
+    low, high, d = np.zeros(shape), np.full(shape, EDGE), np.full(shape, 0.4 * EDGE)
+    endless = surface.loss(x, np.full((1, 1), FAR))
+    never, at_once = surface.loss(x, low + EDGE) > loss, surface.loss(x, low) <= loss
+    for _ in range(STEPS):
+        level, _, by_tokens = surface.slopes(x, d)
+        short = level > loss
+        low, high = np.where(short, d, low), np.where(short, high, d)
+        with np.errstate(all="ignore"):
+            ahead = np.log1p((level - loss) / (loss - endless))
+            newton = d - ahead * (level - endless) / by_tokens
+        # within rounding of the root the bracket is noise: stay, do not jump to its middle
+        newton = np.where(np.abs(newton - d) < 1e-9, np.clip(newton, low, high), newton)
+        new = np.where((newton >= low) & (newton <= high), newton, 0.5 * (low + high))
+        # a flat stretch of the curve resolves the tokens no better than rounding of the loss does
+        done = (np.abs(new - d) < tolerance) | (np.abs(level - loss) < 1e-15 * np.abs(level))
+        d = new
+        if (done | never | at_once).all():
+            break
+    return np.where(never, np.inf, np.where(at_once, 0.0, d))
+
+
+def cheapest(surface: Surface, limits: Limits, cost: Cost, loss: float) -> Optima:
+    """The point of least ``cost`` that reaches ``loss`` within the limits, per row; NaN where none does.
+
+    The rows' feasible sizes are the stretch around the point of best loss on which the frontier still
+    reaches ``loss``; on it, the cost along the isoloss curve is made least.
+    """
+    best = best_loss(surface, limits)
+    able = best.loss <= loss
+    out = Optima(*(np.full(surface.rows, np.nan) for _ in range(3)))
+    if not able.any():
+        return out
+    part = Surface(surface.law, surface.theta[able], surface.unique)
+
+    def value(x: Array) -> Array:
+        return np.asarray(np.log(cost.value(_point(x, tokens_for(part, loss, x, tolerance=1e-3)))))
+
+    def slope(x: Array) -> Array:
+        d = tokens_for(part, loss, x)
+        _, by_size, by_tokens = part.slopes(x, d)
+        along = -by_size / by_tokens
+        return np.asarray(
+            cost.elasticity("params", _point(x, d)) + cost.elasticity("tokens", _point(x, d)) * along
+        )
+
+    left, right = stretch(part, limits, best.x[able][:, None], loss)
+    with np.errstate(all="ignore"):
+        x = lowest(value, slope, left, right)
+    d = tokens_for(part, loss, x)
+    out.x[able], out.d[able], out.loss[able] = x[:, 0], d[:, 0], part.loss(x, d)[:, 0]
+    return out
+
+
+def stretch(surface: Surface, limits: Limits, x: Array, loss: float | Array) -> tuple[Array, Array]:
+    """The stretch of ln N around ``x`` on which the frontier of the limits reaches ``loss``, (R, 1) each."""
+
+    def misses(at: Array) -> Array:
+        return surface.loss(at, limits.frontier(at)[0]) > loss
+
+    ends = []
+    for end in (0.0, limits.widest()):
+        span = end - x
+        share = bisect(lambda t, s=span: misses(x + t * s), np.zeros_like(x), np.ones_like(x))  # type: ignore[misc]
+        ends.append(np.where(misses(x + span), x + share * span, end))
+    return ends[0], ends[1]
+
+
+def _point(x: Array, d: Array) -> dict[str, Array]:
+    with np.errstate(over="ignore"):
+        return {"params": np.exp(x), "tokens": np.exp(d)}
