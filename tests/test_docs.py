@@ -1,0 +1,275 @@
+"""The pages keep step with the code: every example runs, every printed output is what is printed, and
+every law, verb, option, warning, exported name and JSON key has its place."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+import typer.main
+
+import isoloss
+from isoloss.cli.app import app
+from isoloss.laws import LAWS, get
+from isoloss.runs import CODES
+from tests.docs.pages import ROOT, agrees, blocks, page_paths, renewed, run_command, run_page
+
+DOCS = ROOT / "docs"
+PAGES = page_paths()
+LADDER = "examples/stdlib_ladder.csv"
+
+
+@pytest.fixture(scope="module")
+def hooks():
+    """``docs/hooks.py``, as mkdocs loads it."""
+    spec = importlib.util.spec_from_file_location("isoloss_docs_hooks", DOCS / "hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def words(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def codes_in_table(text: str, heading: str) -> set[str]:
+    """First cells, in backticks, of the table under a heading."""
+    section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    return set(re.findall(r"^\| `([\w-]+)` \|", section, re.M))
+
+
+# Examples
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_examples_run_and_print_what_the_page_says(path, tmp_path):
+    stale = [
+        f"{output.what}\n--- the page says\n{output.said}--- it prints\n{output.printed}"
+        for output in run_page(path, tmp_path)
+        if not agrees(output.said, output.printed)
+    ]
+    assert not stale, "\n\n".join([*stale, f"renew: python -m tests.docs.refresh {path.name}"])
+
+
+def test_outputs_are_compared_word_by_word():
+    assert agrees("a 1.000\n\nb\n", "a  1.001  \n\n\n b")
+    assert not agrees("a 1.0\n", "a 1.1\n")
+    assert not agrees("a\n", "a\nb\n")
+    assert not agrees("a\nb\n", "a\n")
+    assert agrees("a\n...\nd\n", "a\nb\nc\nd\n")
+    assert agrees("a\n...\n", "a\n")
+    assert not agrees("a\n...\nd\n", "a\nb\nc\n")
+    assert agrees("───\n", "──────\n")
+
+
+def test_renewing_keeps_the_ellipsis():
+    assert renewed("a\n...\nd\n", "x\ny\nz\nw\n") == "x\n...\nw\n"
+    assert renewed("", "x \n\n\ny\n") == "x\n\ny\n"
+    assert renewed("a\n...\n", "x\ny\n") == "x\n...\n"
+
+
+def test_blocks_know_where_they_lie():
+    text = 'a\n```python title="f.py"\nx = 1\n```\n\n```text\n```\n'
+    first, second = blocks(text)
+    assert (first.language, first.title, first.text) == ("python", "f.py", "x = 1\n")
+    assert text[first.start : first.end] == first.text
+    assert (second.language, second.text) == ("text", "")
+
+
+# Laws
+
+
+@pytest.mark.parametrize("slug", LAWS)
+def test_every_law_has_its_page(slug, hooks, monkeypatch):
+    pytest.importorskip("latex2mathml", reason="formulas are rendered only where pages are built")
+    page = hooks.law_page(get(slug), picture=False)
+    assert "<math" in page
+    for part in ("## Parameters", "## Published fits", "## Valid for", "## Source", "## Example"):
+        assert part in page
+    assert all(f"`{name}`" in page for name in get(slug).names)
+    assert all(f"`{name}`" in page for name in get(slug).published)
+    assert ":meth:" not in page
+    assert ".. math::" not in page
+
+
+def test_the_index_of_laws_lists_all(hooks):
+    index = hooks.law_index()
+    assert all(f"({slug}.md)" in index for slug in LAWS)
+
+
+# Command line
+
+
+VERBS = typer.main.get_command(app).commands
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_every_verb_and_option_has_help_and_a_place_on_a_page(name, hooks):
+    verb = VERBS[name]
+    assert verb.help
+    prose = "\n".join(words(path) for path in PAGES)
+    assert f"isoloss {name}" in prose
+    table = hooks.command_line()
+    lacking = [parameter.name for parameter in verb.params if not getattr(parameter, "help", None)]
+    assert not lacking, f"{name} lacks help for {lacking}"
+    options = [o for p in verb.params if p.param_type_name == "option" for o in p.opts]
+    assert not [option for option in options if f"`{option}`" not in table]
+    unsaid = [option for option in options if not re.search(rf"(?<![\w-]){option}(?![\w-])", prose)]
+    assert not unsaid, f"no page mentions {unsaid}"
+
+
+# Warnings
+
+
+def test_every_warning_of_a_fit_is_documented():
+    assert codes_in_table(words(DOCS / "fitting.md"), "Every warning a fit can give") == given_by("fitting")
+
+
+def test_every_finding_of_check_is_documented():
+    assert codes_in_table(words(DOCS / "runs.md"), "Check") == set(CODES)
+
+
+def test_every_warning_of_a_plan_is_documented():
+    page = DOCS / "plan.md"
+    if not page.is_file():
+        pytest.skip("no page on planning yet")
+    text = words(page)
+    assert not [code for code in given_by("planning") if f"`{code}" not in text]
+
+
+def given_by(folder: str) -> set[str]:
+    """Codes with which the modules of a folder make a ``Finding``, directly or by a ``_warn``."""
+    trees = [ast.parse(words(path)) for path in (ROOT / "isoloss" / folder).glob("*.py")]
+    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    firsts = [
+        call.args[0] for call in calls if getattr(call.func, "id", "") in ("Finding", "_warn") and call.args
+    ]
+    # Of an f-string, what stands before the first brace.
+    starts = [first.values[0] if isinstance(first, ast.JoinedStr) else first for first in firsts]
+    return {start.value for start in starts if isinstance(start, ast.Constant)}
+
+
+# API and links
+
+
+def test_every_exported_name_is_on_the_api_page():
+    shown = set(re.findall(r"^::: isoloss\.(?:\w+\.)*(\w+)$", words(DOCS / "api.md"), re.M))
+    assert set(isoloss.__all__) <= shown
+
+
+def test_links_between_pages_exist():
+    made = {f"laws/{slug}.md" for slug in LAWS} | {"laws/index.md"}
+    for path in PAGES:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", words(path)):
+            inside = (path.parent / target).resolve()
+            assert inside.exists() or target in made, f"{path.name} links to {target}"
+
+
+def test_navigation_holds_every_page():
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2].partition("\n\n")[0]
+    for path in DOCS.glob("*.md"):
+        assert f" {path.name}" in nav, path.name
+
+
+# JSON
+
+
+def documented(schema: str) -> dict[str, str]:
+    """Key -> type, as the page on JSON files has it."""
+    section = words(DOCS / "json.md").partition(f"\n## {schema}\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `([^`]+)` \|([^|]+)\|([^|]*)\|([^|]+)\|$", section, re.M)
+    assert all(meaning.strip() for *_, meaning in rows)
+    return {key: kind.strip() for key, kind, _, _ in rows}
+
+
+def written(value, keys: dict[str, str], at: str = ""):
+    """(key, value) of every leaf of a document; names the page calls ``*`` are written so."""
+    if isinstance(value, dict) and keys.get(at) != "object":
+        free = any(key.startswith(f"{at}.*") for key in keys)
+        for name, inner in value.items():
+            yield from written(inner, keys, f"{at}.{'*' if free else name}" if at else name)
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for inner in value:
+            yield from written(inner, keys, f"{at}[]")
+    elif not (isinstance(value, list) and not value and any(key.startswith(f"{at}[]") for key in keys)):
+        yield at, value
+
+
+def is_of_type(value, kind: str) -> bool:
+    if kind.startswith("list of "):
+        inner = kind.removeprefix("list of ").replace("lists", "list").removesuffix("s")
+        return isinstance(value, list) and all(is_of_type(entry, inner) for entry in value)
+    if kind.startswith("list of lists"):
+        return isinstance(value, list)
+    tests = {
+        "string": isinstance(value, str),
+        "integer": isinstance(value, int) and not isinstance(value, bool),
+        "number": isinstance(value, int | float) and not isinstance(value, bool),
+        "object": isinstance(value, dict),
+        "null": value is None,
+    }
+    return any(tests[part] for part in kind.split(" or "))
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory):
+    """Schema -> documents that the command line writes, with every option that adds keys."""
+    folder = tmp_path_factory.mktemp("json")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    text = words(ROOT / LADDER).splitlines()
+    rows = [line.split(",") for line in text]
+    rows[1][rows[0].index("loss")] = "nan"
+    for row in rows:  # tokens follow from flops and params
+        del row[3]
+    (folder / "holed.csv").write_text("\n".join(map(",".join, rows)) + "\n", encoding="utf-8")
+    held = "--tie alpha=beta --prior E~1+-0.3"
+    few = "--draws 20"
+    commands = [
+        f"fit hoffmann {LADDER} {few} {held}",
+        f"fit hoffmann {LADDER} {few} --borrow beta=besiroglu-2024 --fix E=1 --bound alpha=0.1:1",
+        f"fit hoffmann {LADDER} {few} --objective student-t",
+        f"fit hoffmann holed.csv {few}",
+        f"fit power(flops) {LADDER} {few} --by seed",
+        f"check {LADDER}",
+        "check holed.csv",
+        f"fit hoffmann {LADDER} --draws 200",
+        "predict 7.json --params 1M,2M --tokens 4M --of run",
+        f"predict 7.json --at {LADDER}",
+        "plan 7.json --flops 1e14",
+        "plan 7.json --loss 1.5 --serve-tokens 1e9 --peak 1e14 --utilisation 0.4 --price 2",
+        "plan 7.json --flops 1e14 --bytes 1MB --tokens 1G",
+    ]
+    out: dict[str, list] = {}
+    for i, command in enumerate(commands):
+        code, printed = run_command([*command.split(), "--json", f"{i}.json"], folder)
+        assert code in (0, 2 if command.startswith("check") else 0), f"{command}: {printed}"
+        document = json.loads(words(folder / f"{i}.json"))
+        out.setdefault(document["schema"], []).append(document)
+    return out
+
+
+SCHEMAS = re.findall(r"^## (isoloss/\w+/\d+)$", words(DOCS / "json.md"), re.M)
+
+
+def test_every_schema_is_documented(documents):
+    assert set(documents) == set(SCHEMAS)
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_documented_keys_are_the_written_keys(schema, documents):
+    keys = documented(schema)
+    seen = [leaf for document in documents[schema] for leaf in written(document, keys)]
+    assert {key for key, _ in seen} == set(keys)
+    wrong = [(key, value) for key, value in seen if not is_of_type(value, keys[key])]
+    assert not wrong
+
+
+def test_a_group_is_a_fit(documents):
+    keys = documented("isoloss/fit/1")
+    for document in documents["isoloss/fits/1"]:
+        for inner in document["groups"].values():
+            assert {key for key, _ in written(inner, keys)} <= set(keys)
