@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from isoloss.planning.budget import Budget
     from isoloss.planning.optimum import plan
     from isoloss.planning.result import Plan
+    from isoloss.report.pictures import plot
     from isoloss.runs import Runs, check, read
 
 __version__ = "0.1.0"
@@ -46,6 +47,7 @@ _HOME = {
     "isoflop": "isoloss.fitting.approaches",
     "load": "isoloss.fitting.result",
     "plan": "isoloss.planning.optimum",
+    "plot": "isoloss.report.pictures",
     "read": "isoloss.runs",
 }
 
@@ -66,6 +68,7 @@ __all__ = [
     "isoflop",
     "load",
     "plan",
+    "plot",
     "read",
 ]
 

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "planning": {"runs", "laws", "fitting", "errors", "files"},
     "cli": {"runs", "laws", "fitting", "planning", "errors", "files", "report", ""},
     "report": {"runs", "laws", "fitting", "planning", "errors", "files"},
-    "": {"runs", "laws", "fitting", "planning", "errors"},
+    "": {"runs", "laws", "fitting", "planning", "errors", "report"},
     "__main__": {"cli"},
 }
 LONGEST = 600

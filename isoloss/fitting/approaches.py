@@ -33,13 +33,19 @@ class Exponent:
 
 @dataclass(frozen=True)
 class Optimum:
-    """The compute-optimal point read off at one budget: counts, FLOPs, and the loss there."""
+    """The compute-optimal point read off at one budget: counts, FLOPs, and the loss there.
+
+    Of approach 2 also the parabola, ``loss + curvature * ln(N / params)**2``, and the runs it goes through.
+    """
 
     flops: float
     params: float
     tokens: float
     loss: float
     runs: int
+    curvature: float = math.nan
+    sizes: tuple[float, ...] = ()
+    losses: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -298,7 +304,9 @@ def _vertex(part: _Points, tolerance: float) -> tuple[Optimum | None, str]:
         end = "smallest" if vertex[0] < x.min() else "largest"
         return None, f"the minimum lies beyond the {end} size at this budget: add runs on that side"
     size = math.exp(float(vertex[0]))
-    return Optimum(part.budget, size, part.budget / (_per_token(part) * size), float(loss[0]), len(x)), ""
+    tokens = part.budget / (_per_token(part) * size)
+    measured = tuple(part.params.tolist()), tuple(part.loss.tolist())
+    return Optimum(part.budget, size, tokens, float(loss[0]), len(x), float(curvature[0]), *measured), ""
 
 
 def _per_token(part: _Points) -> float:
@@ -316,7 +324,7 @@ def _parabolas(part: _Points, weights: Array) -> tuple[Array, Array, Array]:
     c = np.einsum("kij,kj->ki", np.linalg.pinv(normal, rcond=1e-12, hermitian=True), right)
     with np.errstate(all="ignore"):
         place = -c[:, 1] / (2.0 * c[:, 2])
-    return centre + scale * place, c[:, 2], c[:, 0] + 0.5 * c[:, 1] * place
+    return centre + scale * place, c[:, 2] / scale**2, c[:, 0] + 0.5 * c[:, 1] * place
 
 
 def _resampled_vertices(part: _Points, draws: int, rng: np.random.Generator) -> Array:

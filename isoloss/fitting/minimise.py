@@ -13,7 +13,7 @@ from isoloss.fitting.objective import Objective
 Array = np.ndarray[Any, np.dtype[Any]]
 
 # Rows times batch that stay in a core's second-level cache while about ten arrays are alive.
-CHUNK = 49_152
+CHUNK = 65_536
 PATIENCE = 12  # steps of pure Newton, enough for nearly every resample
 TRACE = 0.01  # least caution after that
 LONGEST_STEP = 2.0  # in log units or exponents: far enough to cross a box, short enough to stay sane
@@ -95,10 +95,13 @@ class Problem:
                 majorant = np.where(u == 0.0, second, first / np.where(u == 0.0, 1.0, u))
             second = (1.0 - caution) * second + caution * majorant
         log = self.objective.residual == "log"
-        shrink: Any = 1.0 if scale is None else np.exp(-scale)
         # Residuals fall when the prediction rises: grad r = -grad m, hess r = -hess m.
-        g, h = self.model.accumulate(state, -w * first * shrink, w * second * shrink * shrink, log=log)
-        if scale is not None:
+        pull, stiffness = -w * first, w * second
+        if scale is None:
+            g, h = self.model.accumulate(state, pull, stiffness, log=log)
+        else:
+            shrink = np.exp(-scale)
+            g, h = self.model.accumulate(state, pull * shrink, stiffness * shrink**2, log=log)
             g, h = self._with_scale(g, h, psi, w, (u, state, first, second, shrink), log)
         for j, prior in enumerate(self.priors):
             mean = prior.mean if prior_means is None else prior_means[:, j]

@@ -74,6 +74,7 @@ def plan_one_axis(held: Belief, budget: Budget, within: float) -> Plan:
             *infeasible(own, budget.loss),
             *about_fit(held),
         ),
+        belief=held,
     )
 
 

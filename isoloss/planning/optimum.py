@@ -94,6 +94,7 @@ def _plan_plane(held: Belief, budget: Budget, within: float) -> Plan:
         exchange_rates=exchange_rates(plug_in, draws, held.coverage),
         budget=budget,
         warnings=tuple(notes),
+        belief=held,
     )
 
 

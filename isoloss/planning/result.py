@@ -6,13 +6,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from isoloss.planning.budget import Budget
 from isoloss.runs import Finding
 from isoloss.runs.units import format_count
+
+if TYPE_CHECKING:
+    from isoloss.planning.belief import Belief
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -99,6 +102,7 @@ class Plan:
         exchange_rates: name -> rate at the plan.
         budget: what was asked.
         warnings: what a reader of the plan must know, each with a code and a why.
+        belief: the law with its draws that the plan was made from; not in the JSON.
 
     Example:
         >>> import isoloss
@@ -125,6 +129,7 @@ class Plan:
     exchange_rates: Mapping[str, Rate]
     budget: Budget
     warnings: tuple[Finding, ...]
+    belief: Belief
 
     def to_json(self) -> dict[str, Any]:
         """The document of ``isoloss plan --json``; unknown or infinite values are null."""

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 - one broken table a line
 """Broken tables: each is refused with a message that names the place, or read and named by a finding."""
 
 from __future__ import annotations

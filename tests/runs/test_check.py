@@ -1,4 +1,3 @@
-# ruff: noqa: E501 - one table a line
 """check: the same findings whatever the order of rows or the unit; few false alarms on real tables."""
 
 from __future__ import annotations

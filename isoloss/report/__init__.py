@@ -1,0 +1,1 @@
+"""Takes runs, fits, predictions and plans, gives pictures of them."""
