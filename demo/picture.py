@@ -8,14 +8,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from isoloss import Fit, Runs
 from isoloss.fitting.prediction import Prediction
 from isoloss.planning.curves import frontier
+from isoloss.report.canvas import ACCENT, INK, counts
 from isoloss.runs.units import format_count
-
-INK, ACCENT = "#22223b", "#d1495b"
 
 
 def draw(fit: Fit, runs: Runs, prediction: Prediction, measured: Sequence[float], path: Path) -> None:
@@ -70,7 +68,7 @@ def curves(axes: Axes, fit: Fit, runs: Runs, prediction: Prediction, measured: S
             [ahead_d[i]], [outcome], "*", ms=15, color=ACCENT, mec="white", mew=0.8, zorder=6,
             label=f"{format_count(ahead_n[i])}: predicted {low:.3f} to {high:.3f}, measured {outcome:.3f}",
         )  # fmt: skip
-    logarithmic(axes, "x")
+    counts(axes, "x", np.append(tokens, 1.3 * end))
     axes.set(xlabel="training tokens (bytes)", ylabel="validation loss (nats/byte)")
     axes.set_title(
         f"Loss by model size, with the {prediction.coverage:.0%} band of one new run", loc="left", fontsize=10
@@ -102,17 +100,8 @@ def levels(axes: Axes, fit: Fit, runs: Runs, prediction: Prediction) -> None:
     axes.plot(best, flops / (6 * best), color=ACCENT, lw=2, label="cheapest way to a loss, 90 % band")
     axes.plot(params, tokens, "o", ms=5, color=INK, mec="white", mew=0.6, label="runs in the fit")
     axes.plot(ahead_n, ahead_d, "*", ms=15, color=ACCENT, mec="white", label="runs predicted, then trained")
-    logarithmic(axes, "x")
-    logarithmic(axes, "y")
-    axes.set(xlim=(n[0], n[-1]), ylim=(d[0], d[-1]), xlabel="parameters", ylabel="training tokens (bytes)")
+    counts(axes, "x", n, share=0)
+    counts(axes, "y", d, share=0)
+    axes.set(xlabel="parameters", ylabel="training tokens (bytes)")
     axes.set_title("Curves of equal loss", loc="left", fontsize=10)
     axes.legend(loc="upper left", framealpha=0.95, edgecolor="none")
-
-
-def logarithmic(axes: Axes, which: str) -> None:
-    """Log scale with counts people read: 100k, 1M."""
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-    axis.set_major_locator(LogLocator(base=10, subs=(1, 3)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
-    axis.set_minor_formatter(NullFormatter())
