@@ -271,12 +271,12 @@ def _ridge(found: Minima, place: Coordinates) -> Array:
 
 
 def _others(found: Minima, most: int = 2) -> Array:
-    """Up to two other local minima within 2 % of the best: a resample may prefer one of them."""
+    """Up to two other local minima within 20 % of the best: a resample may prefer one of them."""
     order = np.argsort(found.value, kind="stable")
     lowest = found.value[order[0]]
     kept: list[int] = []
     for i in order[1:]:
-        if found.value[i] > lowest + 0.02 * abs(lowest) or len(kept) == most:
+        if found.value[i] > lowest + 0.2 * abs(lowest) or len(kept) == most:
             break
         apart = all(found.value[i] > found.value[k] + 1e-4 * abs(lowest) for k in [order[0], *kept])
         if apart and found.converged[i]:

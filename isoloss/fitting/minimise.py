@@ -258,12 +258,21 @@ def _minimise_chunk(
             at = ids[done]
             final_psi[at], final_value[at], converged[at] = psi[done], value[done], True
         ids, psi, value, damping, w, prior_means = _subset(~done, ids, psi, value, damping, w, prior_means)
-        if better.all() and not done.any():
-            state = trial_state
-        else:  # the trial's terms belong to rejected or finished rows too
-            value, state = problem.evaluate(psi, w, prior_means)
+        state = _merged(trial_state, state, better, ~done)
     final_psi[ids], final_value[ids] = psi, value
     return Minima(final_psi, final_value, converged, iterations)
+
+
+def _merged(new: Any, old: Any, better: Array, keep: Array) -> Any:
+    """The terms at the points kept: the trial's where it was taken, the old ones where it was not.
+
+    Copying the rows of rejected trials costs less than evaluating the law again.
+    """
+    if isinstance(new, np.ndarray):
+        if not better.all():
+            new[~better] = old[~better]
+        return new if keep.all() else new[keep]
+    return tuple(_merged(a, b, better, keep) for a, b in zip(new, old, strict=True))
 
 
 def _subset(

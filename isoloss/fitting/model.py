@@ -8,6 +8,7 @@ in through the affine map ``phi = base + psi @ spread`` to the law's own coordin
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -81,6 +82,7 @@ class PowerSumModel:
             for j in range(len(self.pieces))
             for k in range(j, len(self.pieces))
         }
+        self.places = self._places()
 
     def _piece(self, index: Array, slopes: Array, offset: Array, n: int) -> _Piece:
         wide = np.broadcast_to(slopes, (len(index), n))
@@ -102,37 +104,43 @@ class PowerSumModel:
             t = np.exp(np.minimum(psi[:, piece.index] @ piece.slopes + piece.offset, 600.0))
             terms.append(t)
             total = total + t
-        return total, (total, terms)
+        return total, (total, *terms)
 
     def accumulate(self, state: Any, linear: Array, square: Array, log: bool) -> tuple[Array, Array]:
         """See :class:`Model`."""
-        total, terms = state
-        batch = total.shape[0]
-        g = np.zeros((batch, self.p))
-        h = np.zeros((batch, self.p * self.p))
+        total, *terms = state
+        g = np.zeros((total.shape[0], self.p))
         weights = [t / total for t in terms] if log else terms
         # hess m = sum_k weight_k z_k z_k' - (grad grad' if log): the last joins the square part.
         square = square - linear if log else square
+        blocks = []
         for j, piece in enumerate(self.pieces):
-            share = linear * weights[j]
+            share, part = linear * weights[j], square * weights[j]
             wide = np.broadcast_to(piece.slopes, (len(piece.index), share.shape[1]))
             g[:, piece.index] += share @ wide.T
-            self._scatter(h, share @ piece.products, piece.index, piece.index)
-            part = square * weights[j]
-            for k in range(j, len(self.pieces)):
-                block = (part * weights[k]) @ self.cross[j, k]
-                self._scatter(h, block, piece.index, self.pieces[k].index)
-                if k > j:
-                    self._scatter(h, block, piece.index, self.pieces[k].index, transpose=True)
-        return g, h.reshape(batch, self.p, self.p)
+            share += part * weights[j]
+            blocks.append(share @ self.cross[j, j])
+            for k in range(j + 1, len(self.pieces)):
+                blocks.append((part * weights[k]) @ self.cross[j, k])
+        h = np.concatenate(blocks, axis=1) @ self.places
+        return g, h.reshape(len(g), self.p, self.p)
 
-    def _scatter(self, h: Array, block: Array, rows: Array, columns: Array, transpose: bool = False) -> None:
-        at = rows[:, None] * self.p + columns if not transpose else rows[:, None] + columns * self.p
-        h[:, at.ravel()] += block
+    def _places(self) -> Array:
+        """0/1 matrix from the blocks, side by side, to the cells of the Hessian: (sum c_j c_k, p*p)."""
+        rows = []
+        for j, a in enumerate(self.pieces):
+            for k in range(j, len(self.pieces)):
+                for r, c in itertools.product(a.index, self.pieces[k].index):
+                    cell = np.zeros((self.p, self.p))
+                    cell[r, c] += 1.0
+                    if k > j:
+                        cell[c, r] += 1.0
+                    rows.append(cell.ravel())
+        return np.array(rows).reshape(len(rows), self.p * self.p)
 
     def jacobian(self, psi: Array, log: bool) -> Array:
         """See :class:`Model`."""
-        total, terms = self.target(psi[None])[1]
+        total, *terms = self.target(psi[None])[1]
         out = np.zeros((total.shape[1], self.p))
         for t, piece in zip(terms, self.pieces, strict=True):
             out[:, piece.index] += (piece.slopes * t).T

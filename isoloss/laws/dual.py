@@ -119,6 +119,9 @@ class Dual:
         raise TypeError("a law's value() works on arrays: use np.where(condition, a, b), not if")
 
 
+_ONE = 1.0  # by identity: sums hand their partials on uncopied; nothing ever writes into a partial
+
+
 def _lift(entry: Any) -> Dual:
     return entry if isinstance(entry, Dual) else Dual(entry, {})
 
@@ -128,13 +131,13 @@ def _chain(value: Array, *parts: tuple[Dual, Array | float]) -> Dual:
     partials: dict[int, Array] = {}
     for source, slope in parts:
         for index, partial in source.partials.items():
-            change = slope * partial
+            change = partial if slope is _ONE else slope * partial
             partials[index] = partials[index] + change if index in partials else change
     return Dual(value, partials)
 
 
 def _add(a: Dual, b: Dual) -> Dual:
-    return _chain(a.value + b.value, (a, 1.0), (b, 1.0))
+    return _chain(a.value + b.value, (a, _ONE), (b, _ONE))
 
 
 def _multiply(a: Dual, b: Dual) -> Dual:
@@ -143,7 +146,12 @@ def _multiply(a: Dual, b: Dual) -> Dual:
 
 def _divide(a: Dual, b: Dual) -> Dual:
     ratio = a.value / b.value
-    return _chain(ratio, (a, 1.0 / b.value), (b, -ratio / b.value))
+    parts = []
+    if a.partials:
+        parts.append((a, 1.0 / b.value))
+    if b.partials:
+        parts.append((b, -ratio / b.value))
+    return _chain(ratio, *parts)
 
 
 def _power(a: Dual, b: Dual) -> Dual:

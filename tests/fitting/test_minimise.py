@@ -286,7 +286,8 @@ def test_known_standard_deviations_weigh_the_rows():
         objective=isoloss.Gaussian(residual="linear"),
         draws=0,
     )
-    np.testing.assert_allclose(found.theta, by_hand.theta, rtol=1e-8)
+    # The same minimum, found with sums in another order: the objective is flat to its rounding there.
+    np.testing.assert_allclose(found.theta, by_hand.theta, rtol=1e-6)
 
 
 # --- noiseless recovery -----------------------------------------------------------------------------
@@ -327,7 +328,8 @@ def test_every_replicate_is_at_its_own_minimum(slug, objective):
     draws = 100
     found = isoloss.fit(law, {**x, law.target: y}, objective=objective, draws=draws, seed=3)
     n = len(found.y)
-    picks = np.random.default_rng(3).multinomial(n, np.full(n, 1 / n), size=draws)
+    drawn = np.random.default_rng(3).integers(0, n, size=(draws, n))
+    picks = np.stack([np.bincount(row, minlength=n) for row in drawn])
     curve = curve_of(found)
     box = [EDGES.get(key, (-90, 90)) for key in curve.keys]
     ratios = []

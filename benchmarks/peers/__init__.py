@@ -1,0 +1,1 @@
+"""The programs that ``benchmarks.fit_speed`` times, each run in a process of its own."""
