@@ -18,7 +18,7 @@ check: $(VENV)/.test $(VENV)/.check
 	$(BIN)/mypy
 
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 benchmark: $(VENV)/.test
 	$(BIN)/python -m benchmarks.fit_speed

@@ -81,10 +81,12 @@ def fit(
     style, form = style_of(md, latex), law_named(law)
     held = Constraints.parse(fix or (), tie or (), bound or (), prior or (), borrow or ())
     loss = _objective(form, objective, delta, df, residual, reduction)
-    runs = _clean(table(path, columns, where, units, format), form, drop, final, best_of_sweep)
+    runs = table(path, columns, where, units, format)
     groups = runs.by(by) if by else {"": runs}
     fits: dict[str, Fit] = {}
-    for name, group in groups.items():
+    for name, rows in groups.items():
+        # Each group by itself: what has diverged is a matter of its own trend.
+        group = _clean(rows, form, drop, final, best_of_sweep)
         advance, stop = progress(draws)
         try:
             fits[name] = fit_law(

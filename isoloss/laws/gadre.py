@@ -9,7 +9,7 @@ from typing import Any
 from isoloss.laws.law import Published, positive, real
 from isoloss.laws.power_sum import PowerSum, Term, term
 
-_TABLE = "arXiv:2403.08540, table 2, as printed (three digits): loss on C4"
+_TABLE = "arXiv:2403.08540, fitted coefficients as printed (three digits): loss on C4"
 
 
 class Gadre(PowerSum):
@@ -27,8 +27,8 @@ class Gadre(PowerSum):
     Valid for:
         One training set, hyper-parameters tuned at one M; M from 5 to 640 in the paper.
     Source:
-        Section 3.2 (form) and appendix (least squares on the loss itself: use
-        ``LeastSquares(residual="linear")`` to reproduce).
+        The over-training law; the authors fit by least squares on the loss itself: use
+        ``LeastSquares(residual="linear")`` to reproduce.
     Example:
         >>> law = Gadre()
         >>> theta = law.theta("redpajama-2024")
@@ -38,7 +38,7 @@ class Gadre(PowerSum):
 
     axes = ("params", "tokens")
     formula = "E + (a M^eta + b M^-eta) C^-eta, C = 6ND, M = D/N"
-    paper = "Gadre et al. 2024, arXiv:2403.08540, section 3.2"
+    paper = "Gadre et al. 2024, arXiv:2403.08540"
     parameters = (
         positive("E", 1e-4, 1e4, "irreducible loss"),
         positive("a", 1e-8, 1e30, "size of the parameter term"),

@@ -24,7 +24,7 @@ class GadreUntied(PowerSum):
     Valid for:
         As ``hoffmann``.
     Source:
-        Section 3.2, before the exponents are set equal.
+        The over-training law before the exponents are set equal.
     Example:
         >>> law = GadreUntied()
         >>> float(law.evaluate([2.0, 6.0, 6.0, 0.5, 0.5], params=6, tokens=6).round(6))
@@ -33,7 +33,7 @@ class GadreUntied(PowerSum):
 
     axes = ("params", "tokens")
     formula = "E + a (C/M)^-eta_1 + b (C M)^-eta_2, C = 6ND, M = D/N"
-    paper = "Gadre et al. 2024, arXiv:2403.08540, section 3.2"
+    paper = "Gadre et al. 2024, arXiv:2403.08540"
     alias_of = "hoffmann"
     parameters = (
         positive("E", 1e-4, 1e4, "irreducible loss"),

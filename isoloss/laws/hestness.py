@@ -23,7 +23,7 @@ class Hestness(PowerSum):
     Valid for:
         The power-law region: beyond the best-guess region of few samples.
     Source:
-        Section 2, the form epsilon(m) = alpha m^beta_g + gamma; beta here is -beta_g > 0.
+        The learning-curve form epsilon(m) = alpha m^beta_g + gamma; beta here is -beta_g > 0.
     Example:
         >>> Hestness().evaluate([2.0, 8.0, 0.5], tokens=[1, 16]).tolist()
         [10.0, 4.0]
@@ -32,7 +32,7 @@ class Hestness(PowerSum):
     axis: str = "tokens"
 
     formula = "gamma + alpha/m^beta"
-    paper = "Hestness et al. 2017, arXiv:1712.00409, section 2"
+    paper = "Hestness et al. 2017, arXiv:1712.00409"
     parameters = (
         positive("gamma", 1e-6, 1e4, "irreducible loss"),
         positive("alpha", 1e-8, 1e30, "size of the reducible part"),
@@ -41,7 +41,7 @@ class Hestness(PowerSum):
     published = {
         "word-lm-2017": Published(
             {"gamma": 0.0, "alpha": 11.9, "beta": 0.066},
-            "arXiv:1712.00409, figure 2: word language models, no floor",
+            "arXiv:1712.00409: word language models, no floor",
         ),
     }
 

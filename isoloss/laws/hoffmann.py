@@ -47,7 +47,7 @@ class Hoffmann(PowerSum):
         ),
         "besiroglu-2024": Published(
             {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658},
-            "arXiv:2404.10102, table 1: refit of 240 points read off Hoffmann's figure 4",
+            "arXiv:2404.10102: refit of 240 points read off Hoffmann's figure 4",
         ),
     }
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from isoloss.laws.law import Array, Law, Published, positive
 
-_TABLE = "arXiv:2403.08540, table 2, as printed (three digits): mean error of 17 tasks"
+_TABLE = "arXiv:2403.08540, fitted coefficients as printed (three digits): mean error of 17 tasks"
 
 
 class LossToError(Law):
@@ -24,7 +24,7 @@ class LossToError(Law):
     Valid for:
         The mean over tasks that small models already beat chance on; single tasks are far noisier.
     Source:
-        Section 3.3.
+        The law from loss to average top-1 error.
     Example:
         >>> law = LossToError()
         >>> float(law.evaluate(law.theta("redpajama-2024"), loss=2.8).round(3))
@@ -34,7 +34,7 @@ class LossToError(Law):
     axes = ("loss",)
     target = "error"
     formula = "epsilon - k exp(-gamma L)"
-    paper = "Gadre et al. 2024, arXiv:2403.08540, section 3.3"
+    paper = "Gadre et al. 2024, arXiv:2403.08540"
     parameters = (
         positive("epsilon", 1e-3, 10.0, "error of a model that knows nothing"),
         positive("k", 1e-8, 1e12, "size of the gain at zero loss"),

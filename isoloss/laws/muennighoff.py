@@ -28,7 +28,7 @@ class Muennighoff(Law):
     Valid for:
         Falling loss: runs where more epochs or parameters raised it were left out of the published fit.
     Source:
-        Eq. 4 to 6 and appendix A.
+        The parametric fit of repeated data; constants from the authors' code.
     Example:
         >>> law = Muennighoff()
         >>> theta = law.theta("muennighoff-2023")
@@ -39,7 +39,7 @@ class Muennighoff(Law):
     axes = ("params", "tokens", "tokens_unique")
     defaults = {"tokens_unique": "tokens"}
     formula = "E + A/N'^alpha + B/D'^beta, N' and D' saturating with repetition"
-    paper = "Muennighoff et al. 2023, arXiv:2305.16264, eq. 5-6"
+    paper = "Muennighoff et al. 2023, arXiv:2305.16264"
     parameters = (
         positive("E", 1e-4, 1e4, "irreducible loss"),
         positive("A", 1e-3, 1e12, "size of the parameter term"),

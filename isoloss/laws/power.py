@@ -23,7 +23,7 @@ class Power(PowerSum):
     Valid for:
         Short ranges far above the irreducible loss: an extrapolation falls to zero.
     Source:
-        Section 3, function class M1 (there ``beta x^c`` with c < 0).
+        Function class M1 (there ``beta x^c`` with c < 0).
     Example:
         >>> Power("flops").evaluate([10.0, 0.5], flops=[1, 4, 16]).tolist()
         [10.0, 5.0, 2.5]
