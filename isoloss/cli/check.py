@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from isoloss.cli.options import Columns, Format, Json, Units, Where, law_named, table
-from isoloss.cli.show import findings, say, write_json
+from isoloss.cli.show import findings, for_people, say, write_json
 
 
 def check(
@@ -33,8 +33,9 @@ def check(
     found = [f for f in check_runs(runs, axes=axes, target=target.target) if notes or f.level != "note"]
     errors = sum(f.level == "error" for f in found)
     warnings = sum(f.level == "warning" for f in found)
-    findings(found, "terminal")
-    say(f"{len(runs)} rows of {path} for {target.spec}: {errors} errors, {warnings} warnings.")
+    with for_people(json):
+        findings(found, "terminal")
+        say(f"{len(runs)} rows of {path} for {target.spec}: {errors} errors, {warnings} warnings.")
     if json is not None:
         write_json(
             json,

@@ -20,7 +20,18 @@ from isoloss.cli.options import (
     style_of,
     table,
 )
-from isoloss.cli.show import Style, Table, findings, interval, number, progress, say, show, write_json
+from isoloss.cli.show import (
+    Style,
+    Table,
+    findings,
+    for_people,
+    interval,
+    number,
+    progress,
+    say,
+    show,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from isoloss.fitting.objective import Objective
@@ -97,7 +108,8 @@ def fit(
             )  # fmt: skip
         finally:
             stop()
-        _print(fits[name], f"{by} = {name}" if by else "", style)
+        with for_people(json):
+            _print(fits[name], f"{by} = {name}" if by else "", style)
     if json is not None:
         write_json(json, _document(fits, by))
     bad = [name for name, found in fits.items() if found.result == "not-identified"]

@@ -23,7 +23,13 @@ Format = Annotated[
     str | None,
     typer.Option("--format", help="csv, tsv, json, jsonl or parquet, where the name does not tell."),
 ]
-Json = Annotated[str | None, typer.Option("--json", help="Write the result here as JSON.")]
+Json = Annotated[
+    str | None,
+    typer.Option(
+        "--json",
+        help="Write the result here as JSON; - is standard output, tables then go to standard error.",
+    ),
+]
 Markdown = Annotated[bool, typer.Option("--md", help="Print tables as Markdown.")]
 Latex = Annotated[bool, typer.Option("--latex", help="Print tables as LaTeX.")]
 Coverage = Annotated[float, typer.Option(min=0.01, max=0.999, help="Coverage of intervals.")]

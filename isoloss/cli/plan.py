@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from isoloss.cli.options import Json, Latex, Markdown, style_of
-from isoloss.cli.show import Style, Table, interval, number, say, show, write_json
+from isoloss.cli.show import Style, Table, for_people, interval, number, say, show, write_json
 
 if TYPE_CHECKING:
     from isoloss.planning.budget import Budget
@@ -78,7 +78,8 @@ def plan(
         price_per_device_hour=price,
     )
     document = make_plan(source, budget, coverage=coverage, within=within, theta=theta).to_json()
-    _print(document, budget, style)
+    with for_people(json):
+        _print(document, budget, style)
     if json is not None:
         write_json(json, document)
     return 0

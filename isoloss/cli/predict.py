@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from isoloss.cli.options import Columns, Format, Json, Latex, Markdown, Units, Where, style_of, table
-from isoloss.cli.show import Style, Table, findings, interval, number, say, show, write_json
+from isoloss.cli.show import Style, Table, findings, for_people, interval, number, say, show, write_json
 
 if TYPE_CHECKING:
     from isoloss.fitting.prediction import Prediction
@@ -75,8 +75,9 @@ def predict(
     if measured is not None:
         for entry, value in zip(document["predictions"], measured, strict=True):
             entry["measured"] = value
-    _print(found, prediction, document, style)
-    _warn(found, style)
+    with for_people(json):
+        _print(found, prediction, document, style)
+        _warn(found, style)
     if json is not None:
         write_json(json, document)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -78,6 +79,11 @@ def number(value: float, digits: int = 4) -> str:
 def interval(low: float, high: float, digits: int = 4) -> str:
     """``low to high``."""
     return f"{number(low, digits)} to {number(high, digits)}"
+
+
+def for_people(json: str | None) -> contextlib.AbstractContextManager[object]:
+    """Where tables go: standard output, or standard error when ``--json -`` takes the former."""
+    return contextlib.redirect_stdout(sys.stderr) if json == "-" else contextlib.nullcontext()
 
 
 def write_json(path: str, document: dict[str, Any]) -> None:

@@ -161,6 +161,19 @@ def test_predict_refuses_wrong_points(fitted: Path, capsys: Out) -> None:
         assert said in capsys.readouterr().err
 
 
+def test_json_on_standard_output_is_json_alone(fitted: Path, tmp_path: Path, capsys: Out) -> None:
+    for words in (
+        ["fit", "gadre", str(tmp_path / "t.csv"), *COLUMNS, "--draws", "20"],
+        ["predict", str(fitted), "--params", "7B", "--tokens", "1T"],
+        ["plan", str(fitted), "--flops", "1e22"],
+        ["check", str(tmp_path / "t.csv"), *COLUMNS],
+    ):
+        assert run([*words, "--json", "-"]) == 0
+        printed = capsys.readouterr()
+        assert json.loads(printed.out)["schema"].startswith("isoloss/")
+        assert printed.err
+
+
 def test_drop_names_what_left(tmp_path: Path, capsys: Out) -> None:
     table, out = planted(tmp_path / "t.csv"), tmp_path / "fit.json"
     lines = table.read_text().splitlines()
