@@ -62,6 +62,8 @@ def main() -> int:
     console.rule("2  fit")
     fit = isoloss.fit("hoffmann", runs, draws=4000, coverage=COVERAGE)
     show_parameters(fit, console)
+    for entry in fit.warnings:
+        console.print(f"{entry.level} [{entry.code}] {entry.text}", markup=False, highlight=False)
 
     console.rule("3  predict, before the runs")
     points = {"params": [r.params for r in rungs], "tokens": [r.tokens for r in rungs]}

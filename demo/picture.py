@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from isoloss import Fit, Runs
+from isoloss import Fit, NoAnswer, Runs
 from isoloss.fitting.prediction import Prediction
 from isoloss.planning.curves import frontier
 from isoloss.report.canvas import ACCENT, INK, counts
@@ -90,14 +90,18 @@ def levels(axes: Axes, fit: Fit, runs: Runs, prediction: Prediction) -> None:
     )  # fmt: skip
     axes.clabel(lines, fmt="%.2f", fontsize=9, colors=INK)
     flops = np.geomspace(float(runs["flops"].min()), 6 * n[-1] * d[-1], 25)
-    size = frontier(fit, flops).params
-    low, best, high = size.low, size.value, size.high
-    axes.fill(
-        np.concatenate([low, high[::-1]]),
-        np.concatenate([flops / (6 * low), (flops / (6 * high))[::-1]]),
-        color=ACCENT, alpha=0.13, lw=0,
-    )  # fmt: skip
-    axes.plot(best, flops / (6 * best), color=ACCENT, lw=2, label="cheapest way to a loss, 90 % band")
+    try:
+        size = frontier(fit, flops).params
+    except NoAnswer:
+        axes.plot([], [], color=ACCENT, lw=2, label="cheapest way to a loss: left open by these runs")
+    else:
+        axes.fill(
+            np.concatenate([size.low, size.high[::-1]]),
+            np.concatenate([flops / (6 * size.low), (flops / (6 * size.high))[::-1]]),
+            color=ACCENT, alpha=0.13, lw=0,
+        )  # fmt: skip
+        label = "cheapest way to a loss, 90 % band"
+        axes.plot(size.value, flops / (6 * size.value), color=ACCENT, lw=2, label=label)
     axes.plot(params, tokens, "o", ms=5, color=INK, mec="white", mew=0.6, label="runs in the fit")
     axes.plot(ahead_n, ahead_d, "*", ms=15, color=ACCENT, mec="white", label="runs predicted, then trained")
     counts(axes, "x", n, share=0)

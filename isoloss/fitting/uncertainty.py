@@ -12,6 +12,7 @@ from isoloss.fitting.minimise import CHUNK, Minima, Problem, minimise
 Array = np.ndarray[Any, np.dtype[Any]]
 SMALL = 100  # rows
 NEIGHBOURS = (1, 7)  # whose results a resample of a small table also starts from
+LOOK, FINISH = 60, 1000  # most steps of each try, and of the best one where it is not there yet
 BLOCK = 500  # draws between two reports: what Ctrl-C can lose
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total) while a fit works."""
@@ -59,12 +60,14 @@ def bootstrap(
             means = np.array([prior.mean for prior in problem.priors])
             means = means + rng.normal(size=(batch, len(means))) * [p.sd for p in problem.priors]
             own = ridge[np.arange(total, total + batch) % len(ridge)]
-            best = minimise(problem, own, w, prior_means=means)
+            best = minimise(problem, own, w, prior_means=means, limit=LOOK)
             for start in others:
                 again = np.repeat(start[None], batch, axis=0)
-                best = _better(best, minimise(problem, again, w, prior_means=means))
+                best = _better(best, minimise(problem, again, w, prior_means=means, limit=LOOK))
             for step in NEIGHBOURS if len(weights) < SMALL else ():
-                best = _better(best, minimise(problem, np.roll(best.psi, step, axis=0), w, prior_means=means))
+                again = np.roll(best.psi, step, axis=0)
+                best = _better(best, minimise(problem, again, w, prior_means=means, limit=LOOK))
+            best = _finished(problem, best, w, means)
             done.append(best.psi)
             settled.append(best.converged)
             total += batch
@@ -75,6 +78,17 @@ def bootstrap(
             raise
         return np.concatenate(done), False, float(np.mean(np.concatenate(settled)))
     return np.concatenate(done), True, float(np.mean(np.concatenate(settled)))
+
+
+def _finished(problem: Problem, found: Minima, w: Array, means: Array) -> Minima:
+    """The same with the few slow ones, along curved valleys, taken to their minimum."""
+    slow = np.flatnonzero(~found.converged)
+    if len(slow) == 0:
+        return found
+    last = minimise(problem, found.psi[slow], w[slow], prior_means=means[slow], limit=FINISH)
+    psi, value, converged = found.psi.copy(), found.value.copy(), found.converged.copy()
+    psi[slow], value[slow], converged[slow] = last.psi, last.value, last.converged
+    return Minima(psi, value, converged, found.iterations)
 
 
 def _better(a: Minima, b: Minima) -> Minima:
