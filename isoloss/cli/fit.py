@@ -115,7 +115,7 @@ def fit(
     bad = [name for name, found in fits.items() if found.result == "not-identified"]
     if bad:
         from isoloss.errors import NoAnswer
-        from isoloss.fitting.estimate import UNIDENTIFIED
+        from isoloss.fitting.cautions import UNIDENTIFIED
 
         reason = next(w for w in fits[bad[0]].warnings if w.code in UNIDENTIFIED)
         raise NoAnswer(f"{f'{by} = {bad[0]}: ' if by else ''}{reason.text}", reason.do)

@@ -1,4 +1,4 @@
-"""What the data do not identify: flat directions, estimates at a bound, axes that move together."""
+"""What the data identify: information by direction, estimates at a bound, shares of the axes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from isoloss.fitting.coordinates import Coordinates
 from isoloss.fitting.data import Data
 from isoloss.fitting.minimise import Problem
 from isoloss.laws.law import Law
-from isoloss.runs import Finding
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -77,47 +76,3 @@ def separation(law: Law, draws: Array, data: Data) -> tuple[float, float] | None
         return None
     low, high = np.quantile(share, [0.05, 0.95])
     return float(low), float(high)
-
-
-def _share(sd: float) -> str:
-    return f"{sd:.2g} of" if sd < 1 else "more than"
-
-
-def findings(
-    coordinates: Coordinates, info: Information, edges: list[str], share: tuple[float, float] | None
-) -> list[Finding]:
-    """The warnings a reader of the fit must see."""
-    out = []
-    if info.flat_sd > WIDE:
-        loudest = np.argsort(-np.abs(info.flat))[:3]
-        names = [coordinates.names[j] for j in loudest if abs(info.flat[j]) > 0.1]
-        out.append(
-            Finding(
-                "flat-direction", "error", (), None,
-                f"the data leave {' and '.join(names)} open along one direction: one standard deviation "
-                f"is {_share(info.flat_sd)} the whole allowed range (condition number {info.condition:.1e})",
-                "many parameter values fit equally well, so each value alone means nothing",
-                "widen the range of the predictors, fix, tie or borrow one of them, or use a smaller law",
-            )
-        )  # fmt: skip
-    for name in edges:
-        out.append(
-            Finding(
-                "at-bound", "warning", (), name,
-                f"the estimate of {name} lies on its bound",
-                "the data would push it further: the value is the bound's, not the data's",
-                f"widen it with --bound {name.split('=')[0]}=LOW:HIGH, or leave the term out",
-            )
-        )  # fmt: skip
-    if share is not None and share[1] - share[0] > 0.8:
-        axes = coordinates.law.axes
-        out.append(
-            Finding(
-                "axes-not-separated", "error", (), None,
-                f"how much of the improvement is due to {axes[0]} and how much to {axes[1]} is open: the "
-                f"share of {axes[0]} is {share[0]:.2f} to {share[1]:.2f}",
-                f"a plan trades {axes[0]} against {axes[1]}, and the runs do not say at what rate",
-                f"add runs off the common ray: at least 3 values of {axes[1]}/{axes[0]} over a factor of 4",
-            )
-        )  # fmt: skip
-    return out

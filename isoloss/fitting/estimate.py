@@ -7,14 +7,15 @@ from typing import Any, Literal
 
 import numpy as np
 
+from isoloss.fitting import cautions
 from isoloss.fitting.constraints import Constraints
 from isoloss.fitting.coordinates import Coordinates, coordinates
 from isoloss.fitting.data import Data, prepare
-from isoloss.fitting.diagnose import at_bounds, findings, information, separation
+from isoloss.fitting.diagnose import at_bounds, information, separation
 from isoloss.fitting.minimise import Minima, Problem, minimise
 from isoloss.fitting.model import model_of
 from isoloss.fitting.objective import Huber, Objective
-from isoloss.fitting.result import Fit
+from isoloss.fitting.result import Fit, Result
 from isoloss.fitting.uncertainty import Progress, bootstrap, laplace, robust_sd
 from isoloss.laws import get
 from isoloss.laws.law import Law
@@ -22,7 +23,6 @@ from isoloss.runs import Finding, Runs, check, read
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-UNIDENTIFIED = ("too-few-rows", "flat-direction", "axes-not-separated")
 SAME = 1e-6  # starts whose objectives differ by less than this share found the same minimum
 SCREEN_ROWS = 512  # starts of a long table descend on a subset first; the last steps see every row
 
@@ -87,6 +87,8 @@ def fit(
         raise ValueError(
             f"fit needs draws >= 0, starts >= 1 and 0 < coverage < 1, got {draws}, {starts}, {coverage}"
         )
+    if uncertainty not in ("bootstrap", "laplace"):
+        raise ValueError(f"uncertainty must be 'bootstrap' or 'laplace', got {uncertainty!r}")
     objective = objective or default_objective(law)
     held = (constraints or Constraints()).resolve(law)
     sd = _known_sd(law, runs, objective)
@@ -111,34 +113,24 @@ def fit(
     rng = np.random.default_rng(seed)
     residuals = problem.residuals(psi[None])[0][0]
     info = information(problem, place, psi, data.weights, robust_sd(residuals, len(place.names)))
-    complete, settled = True, 1.0
-    if draws == 0:
-        cloud = psi[None]
-    elif uncertainty == "laplace":
+    cloud, complete, settled = psi[None], True, 1.0
+    if draws and uncertainty == "laplace":
         cloud = laplace(problem, psi, data.weights, draws, rng)
-    elif uncertainty == "bootstrap":
+    elif draws:
         cloud, complete, settled = bootstrap(
             problem, _ridge(found, place), _others(found), data.weights, data.clusters, draws, rng, progress
         )
-    else:
-        raise ValueError(f"uncertainty must be 'bootstrap' or 'laplace', got {uncertainty!r}")
     theta, all_draws = place.theta(psi), place.theta(cloud)
     if not held.named:
         theta, all_draws = law.canonical(theta), law.canonical(all_draws)
     edges = [name for name, edge in zip(place.names, at_bounds(place, psi), strict=True) if edge]
     warnings = [
         *[f for f in check(runs, axes=_columns(law, runs), target=law.target) if f.level != "note"],
-        *findings(place, info, edges, separation(law, all_draws, data)),
-        *_cautions(data, place, agreeing, draws, len(all_draws), uncertainty),
-        *_cloud_cautions(place, edges, cloud, settled),
-        *([] if found.converged[best] else [_not_converged(law)]),
+        *cautions.open_directions(place, info, edges, separation(law, all_draws, data)),
+        *cautions.sample_size(data, place, agreeing, draws, len(all_draws), uncertainty),
+        *cautions.draws_at_edges(place, edges, cloud, settled),
+        *([] if found.converged[best] else [cautions.not_converged(law)]),
     ]
-    result: Literal["identified", "not-identified", "not-converged", "interrupted"] = (
-        "interrupted" if not complete
-        else "not-identified" if any(f.code in UNIDENTIFIED for f in warnings)
-        else "not-converged" if not found.converged[best]
-        else "identified"
-    )  # fmt: skip
     return Fit(
         law=law,
         theta=theta,
@@ -148,7 +140,7 @@ def fit(
         value=value / (len(data) if objective.reduction == "mean" else 1),
         agreeing_starts=agreeing,
         starts=starts,
-        result=result,
+        result=_result(complete, bool(found.converged[best]), warnings),
         warnings=tuple(warnings),
         removed=data.removed,
         x=data.x,
@@ -166,6 +158,14 @@ def fit(
         units={name: runs.units.get(name, "") for name in (*law.axes, law.target)},
         derived={name: how for name, how in runs.derive().derived.items() if name in law.axes},
     )
+
+
+def _result(complete: bool, converged: bool, warnings: list[Finding]) -> Result:
+    if not complete:
+        return "interrupted"
+    if any(entry.code in cautions.UNIDENTIFIED for entry in warnings):
+        return "not-identified"
+    return "identified" if converged else "not-converged"
 
 
 def default_objective(law: Law) -> Objective:
@@ -290,84 +290,3 @@ def _statuses(place: Coordinates, edges: list[str]) -> tuple[str, ...]:
         "at-bound" if name in on_edge else status
         for name, status in zip(place.law.names, place.status, strict=True)
     )
-
-
-def _cloud_cautions(place: Coordinates, edges: list[str], cloud: Array, settled: float) -> list[Finding]:
-    """What the draws show that the optimum alone does not."""
-    out = []
-    if settled < 0.99:
-        out.append(
-            Finding(
-                "unsettled-draws", "warning", (), None,
-                f"{1 - settled:.1%} of the resamples ran out of steps before their minimum",
-                "their parameters are somewhat off, so intervals are blurred",
-                "narrow the bounds, or use --objective student-t, which is smooth",
-            )
-        )  # fmt: skip
-    if len(cloud) >= 20:
-        shares = np.mean(at_bounds(place, cloud), axis=0)
-        for name, share in zip(place.names, shares, strict=True):
-            if share > 0.05 and name not in edges:
-                out.append(
-                    Finding(
-                        "draws-at-bound", "warning", (), name,
-                        f"{share:.0%} of the draws of {name} lie on its bound",
-                        "that end of its interval is the bound's, not the data's",
-                        f"widen it with --bound {name.split('=')[0]}=LOW:HIGH, or fix, tie or borrow it",
-                    )
-                )  # fmt: skip
-    return out
-
-
-def _not_converged(law: Law) -> Finding:
-    return Finding(
-        "not-converged", "warning", (), None,
-        f"the minimiser of {law.slug} ran out of steps before the objective stopped falling",
-        "the parameters are not at a minimum, and another start may give others",
-        "raise --starts, narrow the bounds, or use a law with fewer parameters for this table",
-    )  # fmt: skip
-
-
-def _cautions(
-    data: Data, place: Coordinates, agreeing: float, draws: int, done: int, uncertainty: str
-) -> list[Finding]:
-    out = []
-    free = len(place.names)
-    if len(data) <= free:
-        out.append(
-            Finding(
-                "too-few-rows", "error", (), None,
-                f"{len(data)} rows cannot determine {free} parameters",
-                "a curve with as many parameters as points passes through them whatever they are",
-                f"at least {free + 3} rows, or fix, tie or borrow parameters, or a smaller law",
-            )
-        )  # fmt: skip
-    elif data.cluster_count < 15 and uncertainty == "bootstrap" and draws:
-        out.append(
-            Finding(
-                "small-sample", "warning", (), None,
-                f"{data.cluster_count} independent rows for {free} free parameters",
-                "percentile bootstrap intervals are too narrow below about 15 (near 75-85 % where 90 % "
-                "is asked)",
-                "read the intervals as lower limits, or add replicates of cheap runs",
-            )
-        )  # fmt: skip
-    if agreeing < 0.1:
-        out.append(
-            Finding(
-                "few-agreeing-starts", "warning", (), None,
-                f"only {agreeing:.0%} of the starts reached the best minimum",
-                "a better one may exist",
-                "raise --starts, or narrow the bounds",
-            )
-        )  # fmt: skip
-    if 0 < done < draws:
-        out.append(
-            Finding(
-                "interrupted", "warning", (), None,
-                f"{done} of {draws} draws were done",
-                "intervals from fewer draws are noisier",
-                "run again for all draws; the same seed repeats these",
-            )
-        )  # fmt: skip
-    return out

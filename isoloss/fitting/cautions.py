@@ -1,0 +1,143 @@
+"""What a reader of a fit must be told: each finding with a code, why it matters and what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from isoloss.fitting.coordinates import Coordinates
+from isoloss.fitting.data import Data
+from isoloss.fitting.diagnose import WIDE, Information, at_bounds
+from isoloss.laws.law import Law
+from isoloss.runs import Finding
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+UNIDENTIFIED = ("too-few-rows", "flat-direction", "axes-not-separated")
+"""Codes that make a fit ``not-identified``."""
+
+
+def open_directions(
+    coordinates: Coordinates, info: Information, edges: list[str], share: tuple[float, float] | None
+) -> list[Finding]:
+    """Flat directions, estimates at a bound, axes that cannot be told apart."""
+    out = []
+    if info.flat_sd > WIDE:
+        loudest = np.argsort(-np.abs(info.flat))[:3]
+        names = [coordinates.names[j] for j in loudest if abs(info.flat[j]) > 0.1]
+        out.append(
+            Finding(
+                "flat-direction", "error", (), None,
+                f"the data leave {' and '.join(names)} open along one direction: one standard deviation "
+                f"is {_share(info.flat_sd)} the whole allowed range (condition number {info.condition:.1e})",
+                "many parameter values fit equally well, so each value alone means nothing",
+                "widen the range of the predictors, fix, tie or borrow one of them, or use a smaller law",
+            )
+        )  # fmt: skip
+    for name in edges:
+        out.append(
+            Finding(
+                "at-bound", "warning", (), name,
+                f"the estimate of {name} lies on its bound",
+                "the data would push it further: the value is the bound's, not the data's",
+                f"widen it with --bound {name.split('=')[0]}=LOW:HIGH, or leave the term out",
+            )
+        )  # fmt: skip
+    if share is not None and share[1] - share[0] > 0.8:
+        axes = coordinates.law.axes
+        out.append(
+            Finding(
+                "axes-not-separated", "error", (), None,
+                f"how much of the improvement is due to {axes[0]} and how much to {axes[1]} is open: the "
+                f"share of {axes[0]} is {share[0]:.2f} to {share[1]:.2f}",
+                f"a plan trades {axes[0]} against {axes[1]}, and the runs do not say at what rate",
+                f"add runs off the common ray: at least 3 values of {axes[1]}/{axes[0]} over a factor of 4",
+            )
+        )  # fmt: skip
+    return out
+
+
+def _share(sd: float) -> str:
+    return f"{sd:.2g} of" if sd < 1 else "more than"
+
+
+def sample_size(
+    data: Data, place: Coordinates, agreeing: float, draws: int, done: int, uncertainty: str
+) -> list[Finding]:
+    out = []
+    free = len(place.names)
+    if len(data) <= free:
+        out.append(
+            Finding(
+                "too-few-rows", "error", (), None,
+                f"{len(data)} rows cannot determine {free} parameters",
+                "a curve with as many parameters as points passes through them whatever they are",
+                f"at least {free + 3} rows, or fix, tie or borrow parameters, or a smaller law",
+            )
+        )  # fmt: skip
+    elif data.cluster_count < 15 and uncertainty == "bootstrap" and draws:
+        out.append(
+            Finding(
+                "small-sample", "warning", (), None,
+                f"{data.cluster_count} independent rows for {free} free parameters",
+                "percentile bootstrap intervals are too narrow below about 15 (near 75-85 % where 90 % "
+                "is asked)",
+                "read the intervals as lower limits, or add replicates of cheap runs",
+            )
+        )  # fmt: skip
+    if agreeing < 0.1:
+        out.append(
+            Finding(
+                "few-agreeing-starts", "warning", (), None,
+                f"only {agreeing:.0%} of the starts reached the best minimum",
+                "a better one may exist",
+                "raise --starts, or narrow the bounds",
+            )
+        )  # fmt: skip
+    if 0 < done < draws:
+        out.append(
+            Finding(
+                "interrupted", "warning", (), None,
+                f"{done} of {draws} draws were done",
+                "intervals from fewer draws are noisier",
+                "run again for all draws; the same seed repeats these",
+            )
+        )  # fmt: skip
+    return out
+
+
+def draws_at_edges(place: Coordinates, edges: list[str], cloud: Array, settled: float) -> list[Finding]:
+    """What the draws show that the optimum alone does not."""
+    out = []
+    if settled < 0.99:
+        out.append(
+            Finding(
+                "unsettled-draws", "warning", (), None,
+                f"{1 - settled:.1%} of the resamples ran out of steps before their minimum",
+                "their parameters are somewhat off, so intervals are blurred",
+                "narrow the bounds, or use --objective student-t, which is smooth",
+            )
+        )  # fmt: skip
+    if len(cloud) >= 20:
+        shares = np.mean(at_bounds(place, cloud), axis=0)
+        for name, share in zip(place.names, shares, strict=True):
+            if share > 0.05 and name not in edges:
+                out.append(
+                    Finding(
+                        "draws-at-bound", "warning", (), name,
+                        f"{share:.0%} of the draws of {name} lie on its bound",
+                        "that end of its interval is the bound's, not the data's",
+                        f"widen it with --bound {name.split('=')[0]}=LOW:HIGH, or fix, tie or borrow it",
+                    )
+                )  # fmt: skip
+    return out
+
+
+def not_converged(law: Law) -> Finding:
+    return Finding(
+        "not-converged", "warning", (), None,
+        f"the minimiser of {law.slug} ran out of steps before the objective stopped falling",
+        "the parameters are not at a minimum, and another start may give others",
+        "raise --starts, narrow the bounds, or use a law with fewer parameters for this table",
+    )  # fmt: skip
