@@ -240,7 +240,7 @@ def documents(tmp_path_factory):
         "predict 7.json --params 1M,2M --tokens 4M --of run",
         f"predict 7.json --at {LADDER}",
         "plan 7.json --flops 1e14",
-        "plan 7.json --loss 1.5 --serve-tokens 1e9 --peak 1e14 --utilisation 0.4 --price 2",
+        "plan 7.json --loss 1.5 --serve-tokens 1e9 --peak 1e14 --utilisation 0.4 --price-per-device-hour 2",
         "plan 7.json --flops 1e14 --bytes 1MB --tokens 1G",
     ]
     out: dict[str, list] = {}

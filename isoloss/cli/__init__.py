@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -31,8 +32,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _say(str(error), BAD_INPUT)
     except (KeyboardInterrupt, typer.Abort):
         return _say("interrupted", INTERRUPTED)
-    except BrokenPipeError:  # `isoloss laws | head`
-        sys.stderr.close()
+    except (BrokenPipeError, SystemExit):  # `isoloss laws | head`: rich leaves by SystemExit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
         if not isinstance(error, wrong_words):

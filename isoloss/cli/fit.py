@@ -23,6 +23,7 @@ from isoloss.cli.options import (
 from isoloss.cli.show import (
     Style,
     Table,
+    check_writable,
     findings,
     for_people,
     interval,
@@ -86,6 +87,8 @@ def fit(
 
     Exit 3 if the data do not identify it: then the reason, and the least that would be needed.
     """
+    from isoloss.errors import NoAnswer
+    from isoloss.fitting.cautions import UNIDENTIFIED
     from isoloss.fitting.constraints import Constraints
     from isoloss.fitting.estimate import fit as fit_law
 
@@ -94,7 +97,10 @@ def fit(
     loss = _objective(form, objective, delta, df, residual, reduction)
     runs = table(path, columns, where, units, format)
     groups = runs.by(by) if by else {"": runs}
+    if json is not None:
+        check_writable(json)
     fits: dict[str, Fit] = {}
+    unanswered: dict[str, NoAnswer] = {}
     for name, rows in groups.items():
         # Each group by itself: what has diverged is a matter of its own trend.
         group = _clean(rows, form, drop, final, best_of_sweep)
@@ -106,19 +112,27 @@ def fit(
                 cluster=cluster, weights=weights, starts=starts, coverage=coverage, seed=seed,
                 progress=advance,
             )  # fmt: skip
+        except NoAnswer as error:
+            unanswered[name] = error
+            continue
         finally:
             stop()
         with for_people(json):
             _print(fits[name], f"{by} = {name}" if by else "", style)
-    if json is not None:
+        if len(fits[name].draws) < draws:  # Ctrl-C: what is done is kept, nothing more is begun
+            left = list(groups)[list(groups).index(name) + 1 :]
+            if left:
+                say(f"interrupted: not begun for {by} = {', '.join(left)}", style)
+            break
+    if json is not None and fits:
         write_json(json, _document(fits, by))
-    bad = [name for name, found in fits.items() if found.result == "not-identified"]
-    if bad:
-        from isoloss.errors import NoAnswer
-        from isoloss.fitting.cautions import UNIDENTIFIED
-
-        reason = next(w for w in fits[bad[0]].warnings if w.code in UNIDENTIFIED)
-        raise NoAnswer(f"{f'{by} = {bad[0]}: ' if by else ''}{reason.text}", reason.do)
+    for name, found in fits.items():
+        reason = next((w for w in found.warnings if w.code in UNIDENTIFIED), None)
+        if reason is not None:
+            unanswered[name] = NoAnswer(reason.text, reason.do)
+    if unanswered:
+        name, why = next(iter(unanswered.items()))
+        raise NoAnswer(f"{f'{by} = {name}: ' if by else ''}{why.reason}", why.needed)
     return 0
 
 
@@ -186,7 +200,7 @@ def _print(found: Fit, title: str, style: Style) -> None:
         style,
     )
     rows = [[name, number(e.value), *_spread(e), e.status] for name, e in found.parameters.items()]
-    show(Table(["parameter", "value", "s.e.", f"{found.coverage:.0%} interval", "status"], rows), style)
+    show(Table(["parameter", "value", "s.e.", f"{100 * found.coverage:g}% interval", "status"], rows), style)
     for name, how in found.derived.items():
         say(f"{name} was derived: {how}", style)
     for entry in found.removed[:8]:

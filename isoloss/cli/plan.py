@@ -29,7 +29,7 @@ def plan(
     params: Annotated[Count, typer.Option(help="Largest size: 13B.")] = None,
     stored: Annotated[Count, typer.Option("--bytes", help="Largest size of the stored weights: 8GB.")] = None,
     device_hours: Annotated[Count, typer.Option(help="Needs --peak and --utilisation.")] = None,
-    money: Annotated[Count, typer.Option(help="Needs --price too, in its currency.")] = None,
+    money: Annotated[Count, typer.Option(help="Needs --price-per-device-hour too, in its currency.")] = None,
     loss: Annotated[float | None, typer.Option(help="The loss wanted: then the cheapest way to it.")] = None,
     minimise: Annotated[str | None, typer.Option(help="With --loss: which cost to make small.")] = None,
     serve_tokens: Annotated[Count, typer.Option(help="Tokens that will be served in all: 2T.")] = None,
@@ -37,7 +37,7 @@ def plan(
     peak: Annotated[Count, typer.Option(help="FLOP/s of one device: 989e12.")] = None,
     utilisation: Annotated[float | None, typer.Option(help="Share of the peak in training: 0.4.")] = None,
     serve_utilisation: Annotated[float | None, typer.Option(help="The same in serving.")] = None,
-    price: Annotated[float | None, typer.Option(help="Of a device-hour.")] = None,
+    price_per_device_hour: Annotated[float | None, typer.Option(help="In any currency.")] = None,
     within: Annotated[float, typer.Option(help="Near-optimal: loss within this share of the best.")] = 0.001,
     coverage: Annotated[
         float | None, typer.Option(min=0.01, max=0.999, help="Of intervals; default the fit's.")
@@ -75,7 +75,7 @@ def plan(
         peak=count(peak),
         utilisation=utilisation,
         serve_utilisation=serve_utilisation,
-        price_per_device_hour=price,
+        price_per_device_hour=price_per_device_hour,
     )
     document = make_plan(source, budget, coverage=coverage, within=within, theta=theta).to_json()
     with for_people(json):
@@ -119,7 +119,7 @@ def _print(document: dict[str, Any], budget: Budget, style: Style) -> None:
         rows.append([label, shown[0], "—" if entry["low"] is None else f"{shown[1]} to {shown[2]}"])
     for name, value in document["costs"].items():
         rows.append([name.replace("_", " "), _cost(name, value), ""])
-    head = f"{coverage:.0%} interval" if coverage else "interval"
+    head = f"{100 * coverage:g}% interval" if coverage else "interval"
     show(Table(["plan", "value", head], rows), style)
     _print_choices(document, amount, style)
     rates = [

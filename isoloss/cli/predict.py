@@ -62,6 +62,8 @@ def predict(
         name, equals, text = entry.partition("=")
         if not equals:
             raise ValueError(f"--axis needs NAME=VALUE, got {entry!r}")
+        if name in words:
+            raise ValueError(f"{name} is given twice: {words[name]} and {text}")
         words[name] = text
     measured = None
     if at is not None:
@@ -119,6 +121,12 @@ def _table_points(
             )
     if law.target not in runs:
         return points, None
+    here, there = runs.units.get(law.target, ""), found.units.get(law.target, "")
+    if here and there and here != there:
+        raise ValueError(
+            f"{at}: {law.target} is in {here}, the fit predicts {there}: they cannot be compared. State the "
+            f"unit with --units {law.target}=..., or leave the column out"
+        )
     return points, [float(v) if np.isfinite(v) else None for v in runs[law.target]]
 
 
@@ -135,7 +143,7 @@ def _print(found: Fit, prediction: Prediction, document: dict[str, Any], style: 
     what = "level of the law" if prediction.of == "mean" else "one new run"
     say(f"{found.law.spec}: {found.law.target}, {what}", style)
     scored = any(p.get("measured") is not None for p in document["predictions"])
-    headings = [*prediction.x, "median", f"{prediction.coverage:.0%} interval", "reach"]
+    headings = [*prediction.x, "median", f"{100 * prediction.coverage:g}% interval", "reach"]
     headings += ["measured", "inside"] if scored else []
     rows, inside = [], []
     for p in document["predictions"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,6 +85,13 @@ def interval(low: float, high: float, digits: int = 4) -> str:
 def for_people(json: str | None) -> contextlib.AbstractContextManager[object]:
     """Where tables go: standard output, or standard error when ``--json -`` takes the former."""
     return contextlib.redirect_stdout(sys.stderr) if json == "-" else contextlib.nullcontext()
+
+
+def check_writable(path: str) -> None:
+    """Refuse a place that cannot be written before the long work, not after it."""
+    folder = Path(path).parent
+    if path != "-" and not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise ValueError(f"cannot write {path}: {folder} is no folder that can be written to")
 
 
 def write_json(path: str, document: dict[str, Any]) -> None:

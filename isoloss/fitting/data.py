@@ -87,6 +87,11 @@ def prepare(
         if len(bad) or not np.any(columns[weights][keep] > 0):
             at = f"{columns[weights][bad[0]]:g} in row {int(runs.rows[bad[0]])}" if len(bad) else "only zeros"
             raise ValueError(f"{law.slug} needs weights {weights} at or above 0, not all 0, got {at}")
+    if keep.sum() < 2 and keep.all():
+        raise NoAnswer(
+            f"{len(runs)} row{'s' if len(runs) != 1 else ''} cannot determine {law.spec}",
+            f"more runs: at least three more rows than its {len(law.parameters)} parameters",
+        )
     if keep.sum() < 2:
         raise NoAnswer(
             f"{int(keep.sum())} of {len(runs)} rows can be fitted",

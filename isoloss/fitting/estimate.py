@@ -83,9 +83,14 @@ def fit(
     if not isinstance(law, Law):
         raise TypeError(f"fit needs a law or its name, got {law!r}. A class must be called: Hoffmann()")
     runs = runs if isinstance(runs, Runs) else read(runs)
-    if draws < 0 or starts < 1 or not 0 < coverage < 1:
+    if objective is not None and not isinstance(objective, Objective):
+        raise TypeError(f"fit needs an objective such as isoloss.Huber(delta=1e-3), got {objective!r}")
+    if not all(isinstance(number, int | np.integer) for number in (draws, starts, seed)):
+        raise TypeError(f"fit needs whole numbers for draws, starts and seed, got {draws}, {starts}, {seed}")
+    if draws < 0 or starts < 1 or seed < 0 or not 0 < coverage < 1:
         raise ValueError(
-            f"fit needs draws >= 0, starts >= 1 and 0 < coverage < 1, got {draws}, {starts}, {coverage}"
+            "fit needs draws >= 0, starts >= 1, seed >= 0 and 0 < coverage < 1, got "
+            f"{draws}, {starts}, {seed}, {coverage}"
         )
     if uncertainty not in ("bootstrap", "laplace"):
         raise ValueError(f"uncertainty must be 'bootstrap' or 'laplace', got {uncertainty!r}")
@@ -115,7 +120,7 @@ def fit(
     info = information(problem, place, psi, data.weights, robust_sd(residuals, len(place.names)))
     cloud, complete, settled = psi[None], True, 1.0
     if draws and uncertainty == "laplace":
-        cloud = laplace(problem, psi, data.weights, draws, rng)
+        cloud = laplace(problem, psi, data.weights, data.clusters, draws, rng)
     elif draws:
         cloud, complete, settled = bootstrap(
             problem, _ridge(found, place), _others(found), data.weights, data.clusters, draws, rng, progress
@@ -161,10 +166,10 @@ def fit(
 
 
 def _result(complete: bool, converged: bool, warnings: list[Finding]) -> Result:
-    if not complete:
-        return "interrupted"
     if any(entry.code in cautions.UNIDENTIFIED for entry in warnings):
         return "not-identified"
+    if not complete:
+        return "interrupted"
     return "identified" if converged else "not-converged"
 
 

@@ -316,15 +316,16 @@ def solve_positive(h: Array, g: Array, damping: Array) -> Array:
     p = h.shape[1]
     a = h.transpose(1, 2, 0).copy()  # (p, p, B): contiguous along the batch
     b = g.T.copy()
-    for j in range(p):
-        pivot = np.maximum(np.abs(a[j, j]), 1e-9) + damping
-        a[j, j] = pivot
-        for i in range(j + 1, p):
-            factor = a[i, j] / pivot
-            a[i, j + 1 :] -= factor * a[j, j + 1 :]
-            b[i] -= factor * b[j]
-    for j in range(p - 1, -1, -1):
-        for i in range(j + 1, p):
-            b[j] -= a[j, i] * b[i]
-        b[j] /= a[j, j]
+    with np.errstate(over="ignore", invalid="ignore"):  # a step that is not finite is not taken
+        for j in range(p):
+            pivot = np.maximum(np.abs(a[j, j]), 1e-9) + damping
+            a[j, j] = pivot
+            for i in range(j + 1, p):
+                factor = a[i, j] / pivot
+                a[i, j + 1 :] -= factor * a[j, j + 1 :]
+                b[i] -= factor * b[j]
+        for j in range(p - 1, -1, -1):
+            for i in range(j + 1, p):
+                b[j] -= a[j, i] * b[i]
+            b[j] /= a[j, j]
     return np.ascontiguousarray(b.T)

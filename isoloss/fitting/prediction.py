@@ -82,7 +82,7 @@ class Prediction:
             f"{m:.4f} ({lo:.4f} to {hi:.4f})"
             for m, lo, hi in zip(np.ravel(self.median), np.ravel(self.low), np.ravel(self.high), strict=True)
         ]
-        return f"Prediction of the {self.of}, {self.coverage:.0%}: " + "; ".join(parts[:8])
+        return f"Prediction of the {self.of}, {100 * self.coverage:g}%: " + "; ".join(parts[:8])
 
     def _repr_html_(self) -> str:
         axes = "".join(f"<th>{axis}</th>" for axis in self.x)
@@ -93,4 +93,4 @@ class Prediction:
             for p in self.to_json()["predictions"]
         )
         what = "one new run" if self.of == "run" else "mean"
-        return f"<table><tr>{axes}<th>{what}</th><th>{self.coverage:.0%}</th></tr>{rows}</table>"
+        return f"<table><tr>{axes}<th>{what}</th><th>{100 * self.coverage:g}%</th></tr>{rows}</table>"

@@ -272,7 +272,7 @@ class Fit:
         return f"Fit({self.law.spec}: {inner}; {len(self.y)} rows, {self.result})"
 
     def _repr_html_(self) -> str:
-        head = f"{self.coverage:.0%} interval"
+        head = f"{100 * self.coverage:g}% interval"
         rows = "".join(
             f"<tr><td>{name}</td><td>{e.value:.5g}</td><td>{e.stderr:.2g}</td>"
             f"<td>{e.low:.5g} to {e.high:.5g}</td><td>{e.status}</td></tr>"

@@ -109,7 +109,14 @@ def _resamples(rng: np.random.Generator, count: int, batch: int) -> Array:
     return np.bincount(drawn.ravel(), minlength=batch * count).reshape(batch, count).astype(float)
 
 
-def laplace(problem: Problem, psi: Array, weights: Array, draws: int, rng: np.random.Generator) -> Array:
+def laplace(
+    problem: Problem,
+    psi: Array,
+    weights: Array,
+    clusters: Array,
+    draws: int,
+    rng: np.random.Generator,
+) -> Array:
     """Normal draws around the optimum in free coordinates, cut at the box.
 
     The covariance is the sandwich ``A^-1 B A^-1 n/(n-p)``, ``A = sum_i w_i rho''(r_i) J_i J_i'``,
@@ -126,13 +133,18 @@ def laplace(problem: Problem, psi: Array, weights: Array, draws: int, rng: np.ra
     jacobian = problem.model.jacobian(psi[:p], log=problem.objective.residual == "log") / scale
     curvature = (jacobian * (weights * (up - down) / (2 * bandwidth))[:, None]).T @ jacobian
     scores = jacobian * (weights * problem.objective.slopes(u)[0])[:, None]
-    meat = scores.T @ scores
+    # Rows of one cluster share their noise: their scores add up before they are squared.
+    together = np.zeros((int(clusters.max()) + 1, p))
+    np.add.at(together, clusters, scores)
+    meat = together.T @ together
+    units = len(together)
+    correction = n / max(n - p, 1) if units == n else units / max(units - 1, 1)
     for prior in problem.priors:
         slope = prior.slope(psi[None])[0, :p] / prior.sd
         curvature += problem.temperature * np.outer(slope, slope)
         meat += problem.temperature**2 * np.outer(slope, slope)
     inverse = np.linalg.pinv(curvature, rcond=1e-13, hermitian=True)
-    covariance = inverse @ meat @ inverse * (n / max(n - p, 1))
+    covariance = inverse @ meat @ inverse * correction
     noise = rng.multivariate_normal(np.zeros(p), covariance, size=draws, method="eigh")
     out = np.repeat(psi[None], draws, axis=0)
     out[:, :p] = np.clip(psi[:p] + noise, problem.low[:p], problem.high[:p])

@@ -191,14 +191,27 @@ class Law(ABC):
             source = axis if axis in x else self.defaults.get(axis, axis)
             if source not in x:
                 raise ValueError(f"{self.slug} needs {list(self.axes)}, got {list(x)}. Add {axis}")
-            array = np.asarray(x[source], dtype=float)
+            try:
+                array = np.asarray(x[source], dtype=float)
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"{self.slug} needs numbers for {axis}, got {x[source]!r}. Write 7e9 for 7B"
+                ) from None
             bad = ~(np.isfinite(array) & (array > 0))
             if bad.any():
                 raise ValueError(
                     f"{self.slug} needs {axis} finite and above 0, got {array[bad].ravel()[0]:g}"
                 )
             out[axis] = array
-        shape = np.broadcast_shapes(*(array.shape for array in out.values()))
+        try:
+            shape = np.broadcast_shapes(*(array.shape for array in out.values()))
+        except ValueError:
+            lengths = ", ".join(f"{axis} {array.shape}" for axis, array in out.items())
+            raise ValueError(
+                f"{self.slug} needs one value of each axis, or equally many; got shapes {lengths}"
+            ) from None
+        if 0 in shape:
+            raise ValueError(f"{self.slug} needs at least one point, got none")
         return {axis: np.broadcast_to(array, shape) for axis, array in out.items()}
 
     def _checked(self, theta: Any) -> Array:

@@ -90,7 +90,7 @@ def _run(path: Path, _changed: int, _size: int) -> Any:
     # Straight from the text: a cached bytecode file may be older than an edit within the same second.
     try:
         exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), module.__dict__)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[spec.name]
         raise ValueError(f"{path} does not run: {type(error).__name__}: {error}") from error
     return module

@@ -45,7 +45,7 @@ def check_open(belief: Belief, low: float, high: float) -> None:
     if math.isfinite(high) and high > OPEN * low:
         raise NoAnswer(
             f"the data leave the best size open from {format_count(low)} to {format_count(high)} parameters "
-            f"({belief.coverage:.0%} of the draws)",
+            f"({100 * belief.coverage:g}% of the draws)",
             "runs off the common ray: at least 3 values of tokens per parameter over a factor of 4 at the "
             "largest budget affordable, or a smaller law",
         )
@@ -225,7 +225,7 @@ def about_fit(belief: Belief) -> list[Finding]:
 def _edges(surface: Surface, best: Optima) -> list[Finding]:
     out = []
     x, d = float(best.x[0]), float(best.d[0])
-    if min(x, d) < 1e-9 or max(x, d) > EDGE - 1e-9:
+    if min(x, d) < 1e-3 or max(x, d) > EDGE - 1e-3:
         out.append(
             _warn(
                 "search-edge",

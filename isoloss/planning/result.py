@@ -175,7 +175,7 @@ class Plan:
         return f"Plan({self.law}: {parts}; binding {', '.join(self.binding) or 'nothing'})"
 
     def __str__(self) -> str:
-        sure = "no" if math.isnan(self.loss.low) else f"{self.coverage:.0%}"
+        sure = "no" if math.isnan(self.loss.low) else f"{100 * self.coverage:g}%"
         lines = [f"plan by {self.law}, {sure} intervals"]
         lines += [f"  {name:<22}{value:>10}  {ends}".rstrip() for name, value, ends in self.rows()]
         lines += [f"  {note}" for note in self._notes()]
@@ -214,7 +214,7 @@ class Plan:
         lines = [*self._notes(), *(rate.reading for rate in self.exchange_rates.values())]
         readings = "".join(f"<li>{escape(line)}</li>" for line in lines)
         notes = "".join(f"<li><b>{w.code}</b>: {escape(w.text)}</li>" for w in self.warnings)
-        head = "interval" if math.isnan(self.loss.low) else f"{self.coverage:.0%} interval"
+        head = "interval" if math.isnan(self.loss.low) else f"{100 * self.coverage:g}% interval"
         return (
             f"<p><b>plan by {escape(self.law)}</b></p>"
             f"<table><tr><th></th><th>plan</th><th>{head}</th></tr>{table}</table>"

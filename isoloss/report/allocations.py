@@ -39,7 +39,7 @@ def _ends(low: float, high: float) -> str:
 
 def _note(found: Allocation, what: str) -> str:
     left = f"; {len(found.left_out)} left out" if found.left_out else ""
-    return f"{len(found.optima)} {what}{left}; intervals {found.coverage:.0%}"
+    return f"{len(found.optima)} {what}{left}; intervals {100 * found.coverage:g}%"
 
 
 def _parabolas(axes: Axes, found: Allocation) -> None:

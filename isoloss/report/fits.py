@@ -61,7 +61,9 @@ def large_residuals(fit: Fit) -> Array:
 
 def _note(fit: Fit, what: str) -> tuple[str, bool]:
     """What the picture shows; first, where the fit found no answer, that."""
-    band = f"; {what}: {fit.coverage:.0%} for one new run" if len(fit.draws) else "; no draws, so no band"
+    band = (
+        f"; {what}: {100 * fit.coverage:g}% for one new run" if len(fit.draws) else "; no draws, so no band"
+    )
     text = f"{len(fit.y)} runs{band}"
     if fit.result == "identified":
         return text, False

@@ -118,7 +118,7 @@ def _ends(own: Array, coverage: float) -> tuple[Array, Array]:
 
 def _band(axes: Axes, x: Array, low: Array, high: Array, plan: Plan) -> None:
     if np.isfinite(low).any():
-        name = f"{plan.coverage:.0%} band of the mean"
+        name = f"{100 * plan.coverage:g}% band of the mean"
         axes.fill_between(x, low, high, color=BLUE, alpha=0.15, lw=0, zorder=1, label=name)
 
 
@@ -167,7 +167,9 @@ def _note(plan: Plan) -> str:
         parts = [first, *(f"within {limit}" for limit in asked)]
     else:
         parts = [f"as many tokens as {', '.join(asked)} allow" if plan.belief.plane else ", ".join(asked)]
-    return "; ".join([*parts, *([] if math.isnan(plan.loss.low) else [f"red bars: {plan.coverage:.0%}"])])
+    return "; ".join(
+        [*parts, *([] if math.isnan(plan.loss.low) else [f"red bars: {100 * plan.coverage:g}%"])]
+    )
 
 
 def _one_axis(axes: Axes, plan: Plan) -> None:

@@ -38,7 +38,7 @@ def draw_prediction(axes: Axes, prediction: Prediction) -> None:
     of = "one new run" if prediction.of == "run" else "the mean"
     dress(
         axes, f"predicted for {of}", _order(list(flat), len(order)), f"Prediction for {of}",
-        f"dot: median; bar: {prediction.coverage:.0%} interval"
+        f"dot: median; bar: {100 * prediction.coverage:g}% interval"
         + ("; ×: factor beyond the runs in the fit" if far.any() else ""),
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from isoloss.runs.columns import CANONICAL
 from isoloss.runs.derive import can_derive
-from isoloss.runs.finding import Finding, Level, Subject, share
+from isoloss.runs.finding import Bools, Finding, Level, Subject, share
 
 __all__ = ["bad_weight", "counts", "missing_value", "nonfinite_loss", "nonpositive_loss"]
 
@@ -25,8 +25,19 @@ def missing_value(s: Subject) -> Iterator[Finding]:
         if values is None:
             continue
         bad = ~np.isfinite(values)
+        filled = _filled(s, name) & bad
+        if filled.any():
+            yield Finding(
+                "missing-value",
+                "warning",
+                s.rows(filled),
+                name,
+                f"{name} is missing in {share(int(filled.sum()), len(bad))}, and follows from the other counts.",
+                "a fit uses it there as derived, by 6 * params * tokens, beside measured ones",
+                "fill the cells in if they were measured, or --drop missing-value",
+            )
+        bad &= ~filled
         if bad.any():
-            fill = "runs.derive() fills it from the others, or "
             yield Finding(
                 "missing-value",
                 "error",
@@ -35,9 +46,15 @@ def missing_value(s: Subject) -> Iterator[Finding]:
                 f"{name} is missing or infinite in {share(int(bad.sum()), len(bad))}.",
                 "a row takes part in a fit only with all its predictors; filling a guess in would"
                 " be fitted as if it were measured",
-                (fill if name in s.runs and can_derive(s.runs, name) else "fill the cells in, or ")
-                + "--drop missing-value",
+                "fill the cells in, or --drop missing-value",
             )
+
+
+def _filled(s: Subject, name: str) -> Bools:
+    """Rows of an axis whose missing value ``derive`` gives."""
+    if name not in s.axes or name not in s.runs or not can_derive(s.runs, name):
+        return np.zeros(len(s.runs), dtype=bool)
+    return np.isnan(s.values[name]) & np.isfinite(s.runs.derive().numeric(name)[0])
 
 
 def nonfinite_loss(s: Subject) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -70,7 +71,7 @@ def read(
     """
     chosen = _pairs(columns, "columns", "params=N,tokens=D,loss=val_loss")
     stated = _pairs(units, "units", "loss=bits/token,params=millions")
-    runs = _renamed(source, chosen) if isinstance(source, Runs) else _built(source, chosen, format)
+    runs = _renamed(source, chosen) if isinstance(source, Runs) else _built(source, chosen, format, stated)
     runs = _in_units(runs, stated)
     if curves is not None:
         runs = _with_curves(runs, curves, chosen, stated)
@@ -129,7 +130,7 @@ def _raw(source: object, format: str | None) -> tuple[dict[str, Cells], str]:
     )
 
 
-def _built(source: object, chosen: Mapping[str, str], format: str | None) -> Runs:
+def _built(source: object, chosen: Mapping[str, str], format: str | None, stated: Mapping[str, str]) -> Runs:
     raw, name = _raw(source, format)
     raw = unpack(raw, name)
     length = len(next(iter(raw.values()), ()))
@@ -143,6 +144,8 @@ def _built(source: object, chosen: Mapping[str, str], format: str | None) -> Run
     for column, cells in placed.items():
         told = f" (from {names[column]!r})" if column in names else ""
         arrays[column] = to_array(cells, kind_of(column), f"{name}, column {column!r}{told}", rows)
+        if kind_of(column) == "count" and (column in stated or names.get(column) in stated):
+            _refuse_suffixes(cells, f"{name}, column {column!r}{told}")
     units = {
         c: CANONICAL[c].unit for c in arrays if c in CANONICAL and CANONICAL[c].kind in ("count", "loss")
     }
@@ -185,6 +188,16 @@ def _placed(columns: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
             targets = [f"{column}_in_source"]  # pushed aside by another column, not lost
         placed |= dict.fromkeys(targets or [column], cells)
     return placed
+
+
+def _refuse_suffixes(cells: Cells, place: str) -> None:
+    """A unit for the column on top of one in the cell would be multiplied twice."""
+    for row, cell in enumerate(cells, start=1):
+        if isinstance(cell, str) and re.fullmatch(r"\s*[\d._]+(e[+-]?\d+)?\s*[kKmMbBgGtTpPE]\s*", cell):
+            raise ValueError(
+                f"{place}, row {row}: {cell.strip()!r} has a unit of its own, and units state another for the"
+                " column. Do: leave the column out of units"
+            )
 
 
 def _renamed(runs: Runs, chosen: Mapping[str, str]) -> Runs:

@@ -92,6 +92,39 @@ def test_fit_by_group_and_choose_one(tmp_path: Path, capsys: Out) -> None:
     assert run(["predict", str(out), "--params", "1B", "--tokens", "1T", "--group", "b"]) == 0
 
 
+def test_one_group_without_an_answer_loses_no_other(tmp_path: Path, capsys: Out) -> None:
+    table, out = planted(tmp_path / "t.csv"), tmp_path / "fits.json"
+    table.write_text(table.read_text() + "1e8,1e9,3.0,lonely\n")
+    words = ["fit", "gadre", str(table), *COLUMNS, "--by", "corpus", "--json", str(out), "--draws", "50"]
+    assert run(words) == 3
+    assert "corpus = lonely" in capsys.readouterr().err
+    assert list(json.loads(out.read_text())["groups"]) == ["a", "b"]
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path, capsys: Out) -> None:
+    table = planted(tmp_path / "t.csv")
+    assert run(["fit", "hoffmann", str(table), *COLUMNS, "--json", str(tmp_path / "no" / "fit.json")]) == 2
+    printed = capsys.readouterr()
+    assert "cannot write" in printed.err
+    assert not printed.out
+
+
+def test_predict_does_not_compare_units(fitted: Path, tmp_path: Path, capsys: Out) -> None:
+    table = str(tmp_path / "t.csv")
+    words = ["predict", str(fitted), "--at", table, *COLUMNS, "--units", "loss=nats/byte"]
+    assert run(words) == 2
+    assert "nats/byte" in capsys.readouterr().err
+    assert run(["predict", str(fitted), "--params", "1B", "--axis", "params=2e9", "--tokens", "1T"]) == 2
+    assert "given twice" in capsys.readouterr().err
+
+
+def test_a_unit_in_the_cell_and_one_for_the_column_are_refused(tmp_path: Path, capsys: Out) -> None:
+    table = planted(tmp_path / "t.csv")
+    table.write_text(table.read_text().replace("10000000,", "10M,", 1))
+    assert run(["fit", "hoffmann", str(table), *COLUMNS, "--units", "params=millions"]) == 2
+    assert "'10M'" in capsys.readouterr().err
+
+
 def test_a_fixed_ratio_has_no_answer(tmp_path: Path, capsys: Out) -> None:
     table, out = planted(tmp_path / "t.csv", ray=True), tmp_path / "fit.json"
     code = run(["fit", "gadre", str(table), *COLUMNS, "--json", str(out), "--draws", "50"])

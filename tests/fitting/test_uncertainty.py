@@ -259,3 +259,22 @@ def test_reach_is_the_factor_beyond_the_rows(fit):
     top, low = fit.x["params"].max(), fit.x["tokens"].min()
     got = fit.predict(params=[top, 10 * top, top], tokens=[1e10, 1e10, low / 4]).reach
     np.testing.assert_allclose(got, [1, 10, 4])
+
+
+def test_laplace_sees_clusters_as_the_bootstrap_does():
+    """Runs in clusters with a common error: the clustered spreads agree, and exceed those by row."""
+    rng = np.random.default_rng(3)
+    tokens = np.repeat(np.geomspace(1e8, 1e10, 40), 4)
+    y = 30 * tokens**-0.1 * np.exp(np.repeat(0.02 * rng.normal(size=40), 4) + 0.002 * rng.normal(size=160))
+    table = {"tokens": tokens, "loss": y, "family": np.repeat(np.arange(40), 4)}
+    spread = {
+        (how, by): isoloss.fit(
+            "power", table, objective=isoloss.LeastSquares(), uncertainty=how, cluster=by, draws=800
+        )
+        .parameters["c"]
+        .stderr
+        for how in ("bootstrap", "laplace")
+        for by in (None, "family")
+    }
+    assert spread["laplace", "family"] == pytest.approx(spread["bootstrap", "family"], rel=0.15)
+    assert spread["laplace", "family"] > 1.6 * spread["laplace", None]
