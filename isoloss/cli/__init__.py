@@ -32,7 +32,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _say(str(error), BAD_INPUT)
     except (KeyboardInterrupt, typer.Abort):
         return _say("interrupted", INTERRUPTED)
-    except (BrokenPipeError, SystemExit):  # `isoloss laws | head`: rich leaves by SystemExit
+    except (BrokenPipeError, SystemExit) as error:  # `isoloss laws | head`
+        # rich turns a closed pipe into SystemExit; any other is somebody's own and not ours to swallow
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:

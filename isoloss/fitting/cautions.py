@@ -65,6 +65,7 @@ def _share(sd: float) -> str:
 def sample_size(
     data: Data, place: Coordinates, agreeing: float, draws: int, done: int, uncertainty: str
 ) -> list[Finding]:
+    """Too few rows, starts or draws to lean on."""
     out = []
     free = len(place.names)
     if len(data) <= free:
@@ -135,6 +136,7 @@ def draws_at_edges(place: Coordinates, edges: list[str], cloud: Array, settled: 
 
 
 def not_converged(law: Law) -> Finding:
+    """The best start is not at a minimum."""
     return Finding(
         "not-converged", "warning", (), None,
         f"the minimiser of {law.slug} ran out of steps before the objective stopped falling",

@@ -47,7 +47,6 @@ class _Piece:
     index: Array  # (c,)
     slopes: Array  # (c, n), or (c, 1) for a term that is the same in every row
     offset: Array  # (n,) or (1,)
-    products: Array  # (n, c*c): slopes_c * slopes_d
 
 
 class PowerSumModel:
@@ -76,24 +75,13 @@ class PowerSumModel:
             slopes, offset = free[index], base @ z
             if np.ptp(slopes, axis=1).max(initial=0.0) == 0.0 and np.ptp(offset) == 0.0:
                 slopes, offset = slopes[:, :1], offset[:1]
-            self.pieces.append(self._piece(index, slopes, offset, n))
+            self.pieces.append(_Piece(index, slopes, offset))
         self.cross = {
-            (j, k): self._products(self.pieces[j], self.pieces[k], n)
+            (j, k): _products(self.pieces[j], self.pieces[k], n)
             for j in range(len(self.pieces))
             for k in range(j, len(self.pieces))
         }
         self.places = self._places()
-
-    def _piece(self, index: Array, slopes: Array, offset: Array, n: int) -> _Piece:
-        wide = np.broadcast_to(slopes, (len(index), n))
-        return _Piece(index, slopes, offset, _outer_columns(wide, wide))
-
-    @staticmethod
-    def _products(a: _Piece, b: _Piece, n: int) -> Array:
-        return _outer_columns(
-            np.broadcast_to(a.slopes, (len(a.index), n)),
-            np.broadcast_to(b.slopes, (len(b.index), n)),
-        )
 
     def target(self, psi: Array) -> tuple[Array, Any]:
         """Predicted target (B, n) and the terms."""
@@ -147,9 +135,11 @@ class PowerSumModel:
         return out / total.T if log else out
 
 
-def _outer_columns(a: Array, b: Array) -> Array:
-    """(c, n), (d, n) -> (n, c*d), the layout a matrix product over rows wants."""
-    return np.ascontiguousarray((a[:, None, :] * b[None, :, :]).reshape(len(a) * len(b), a.shape[1]).T)
+def _products(a: _Piece, b: _Piece, n: int) -> Array:
+    """Slopes of ``a`` times slopes of ``b``, (n, c*d): the layout a matrix product over rows wants."""
+    left, right = (np.broadcast_to(piece.slopes, (len(piece.index), n)) for piece in (a, b))
+    both = left[:, None, :] * right[None, :, :]
+    return np.ascontiguousarray(both.reshape(len(left) * len(right), n).T)
 
 
 class DualModel:

@@ -54,7 +54,6 @@ def bootstrap(
     try:
         while total < draws:
             batch = min(size, draws - total)
-            # Resamples are drawn in blocks of a fixed size, so that a seed means the same for any chunk.
             picks = _resamples(rng, count, batch)
             w = picks[:, clusters] * weights
             means = np.array([prior.mean for prior in problem.priors])
@@ -120,7 +119,8 @@ def laplace(
     """Normal draws around the optimum in free coordinates, cut at the box.
 
     The covariance is the sandwich ``A^-1 B A^-1 n/(n-p)``, ``A = sum_i w_i rho''(r_i) J_i J_i'``,
-    ``B = sum_i w_i^2 rho'(r_i)^2 J_i J_i'`` (Huber 1967), right for unequal noise over the rows. rho'' is
+    ``B = sum_i w_i^2 rho'(r_i)^2 J_i J_i'`` (Huber 1967), right for unequal noise over the rows; with
+    clusters, B sums the scores of a cluster before it squares them, and the factor is G/(G-1). rho'' is
     taken as a difference over a bandwidth (Powell 1984): Huber's own is an indicator of width delta,
     often narrower than the gaps between residuals.
     """

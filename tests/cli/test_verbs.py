@@ -291,3 +291,25 @@ def test_light_to_start(words: list[str], forbidden: set[str], tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     modules = set(done.stdout.rpartition("MODULES")[2].split())
     assert not modules & forbidden
+
+
+def test_a_closed_pipe_is_no_error_and_a_law_that_exits_is_one(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    closed = "import os, sys; from isoloss.cli import run; os.close(1); r, w = os.pipe(); os.close(r); "
+    closed += "os.dup2(w, 1); sys.exit(run(['laws']))"
+    done = subprocess.run(
+        [sys.executable, "-c", closed], capture_output=True, text=True, cwd=root, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    (tmp_path / "leaves.py").write_text("raise SystemExit(5)\n")
+    with pytest.raises(SystemExit):
+        leave()
+    assert run(["laws", f"{tmp_path / 'leaves.py'}:Law"]) == 2
+
+
+def leave() -> None:
+    """A SystemExit that has nothing to do with a pipe passes through ``run``."""
+    from unittest.mock import patch
+
+    with patch("isoloss.cli.app.app", side_effect=SystemExit(5)):
+        run(["laws"])
