@@ -17,12 +17,26 @@ LAWS = Path(__file__).parents[2] / "shared" / "data" / "laws"
 
 def columns(name: str, keep: Mapping[str, str], where: Mapping[str, str] | None = None) -> Columns | None:
     """Columns of ``LAWS/name``, renamed (ours -> the file's), of the matching rows; None if absent."""
+    return needed(name, keep, where) if (LAWS / name).is_file() else None
+
+
+def needed(name: str, keep: Mapping[str, str], where: Mapping[str, str] | None = None) -> Columns:
+    """As :func:`columns`, of a table that must be there; an empty field is NaN."""
+    found = rows(name, where)
+    return {ours: np.array([float(row[theirs] or "nan") for row in found]) for ours, theirs in keep.items()}
+
+
+def rows(name: str, where: Mapping[str, str] | None = None) -> list[dict[str, str]]:
+    """The matching rows of ``LAWS/name``, as text.
+
+    Raises:
+        FileNotFoundError: the table is absent.
+    """
     path = LAWS / name
     if not path.is_file():
-        return None
-    with path.open(encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if all(row[k] == v for k, v in (where or {}).items())]
-    return {ours: np.array([float(row[theirs]) for row in rows]) for ours, theirs in keep.items()}
+        raise FileNotFoundError(f"needed the public table {name} in {LAWS}, got nothing there. Put it there")
+    with path.open(encoding="utf-8", newline="") as file:
+        return [row for row in csv.DictReader(file) if all(row[k] == v for k, v in (where or {}).items())]
 
 
 def chinchilla() -> tuple[Columns, str]:

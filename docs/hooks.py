@@ -131,7 +131,8 @@ own: a fit gives them, or a published fit by name. [Which one for my table?](../
 {table}
 
 A law of one axis takes another in parentheses: `power(flops)`, `hestness(params)`. Two laws that are the
-same hypothesis in other parameters give the same fit: compare one of the two.
+same hypothesis in other parameters give the same fit: compare one of the two. The estimators M1 to M4 of
+learning curves are `power`, `hestness`, `m3` and `m4`: [families](../learning-curves.md).
 
 ```sh
 isoloss laws hoffmann

@@ -15,61 +15,99 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from isoloss.version import VERSION
+
 if TYPE_CHECKING:
+    from isoloss.comparing.backtest import Backtest, backtest
+    from isoloss.comparing.compare import compare
+    from isoloss.comparing.comparison import Comparison
+    from isoloss.comparing.files import load
+    from isoloss.comparing.level import Level, level
+    from isoloss.comparing.stack import Stack, auto
+    from isoloss.comparing.versus import versus
+    from isoloss.comparing.versus_result import Versus
     from isoloss.errors import NoAnswer
     from isoloss.fitting.approaches import envelope, isoflop
     from isoloss.fitting.constraints import Constraints
     from isoloss.fitting.estimate import fit
     from isoloss.fitting.objective import Gaussian, Huber, LeastSquares, StudentT
-    from isoloss.fitting.result import Fit, load
+    from isoloss.fitting.profile import Profile, profile
+    from isoloss.fitting.result import Fit
     from isoloss.planning.budget import Budget
     from isoloss.planning.optimum import plan
     from isoloss.planning.result import Plan
+    from isoloss.report.page import write_report
     from isoloss.report.pictures import plot
     from isoloss.runs import Runs, check, read
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 _HOME = {
+    "Backtest": "isoloss.comparing.backtest",
     "Budget": "isoloss.planning.budget",
+    "Comparison": "isoloss.comparing.comparison",
     "Constraints": "isoloss.fitting.constraints",
     "Fit": "isoloss.fitting.result",
     "Gaussian": "isoloss.fitting.objective",
     "Huber": "isoloss.fitting.objective",
     "LeastSquares": "isoloss.fitting.objective",
+    "Level": "isoloss.comparing.level",
     "NoAnswer": "isoloss.errors",
     "Plan": "isoloss.planning.result",
+    "Profile": "isoloss.fitting.profile",
     "Runs": "isoloss.runs",
+    "Stack": "isoloss.comparing.stack",
     "StudentT": "isoloss.fitting.objective",
+    "Versus": "isoloss.comparing.versus_result",
+    "auto": "isoloss.comparing.stack",
+    "backtest": "isoloss.comparing.backtest",
     "check": "isoloss.runs",
+    "compare": "isoloss.comparing.compare",
     "envelope": "isoloss.fitting.approaches",
     "fit": "isoloss.fitting.estimate",
     "isoflop": "isoloss.fitting.approaches",
-    "load": "isoloss.fitting.result",
+    "level": "isoloss.comparing.level",
+    "load": "isoloss.comparing.files",
     "plan": "isoloss.planning.optimum",
     "plot": "isoloss.report.pictures",
+    "profile": "isoloss.fitting.profile",
     "read": "isoloss.runs",
+    "versus": "isoloss.comparing.versus",
+    "write_report": "isoloss.report.page",
 }
 
 __all__ = [
+    "Backtest",
     "Budget",
+    "Comparison",
     "Constraints",
     "Fit",
     "Gaussian",
     "Huber",
     "LeastSquares",
+    "Level",
     "NoAnswer",
     "Plan",
+    "Profile",
     "Runs",
+    "Stack",
     "StudentT",
+    "Versus",
+    "auto",
+    "backtest",
     "check",
+    "compare",
     "envelope",
     "fit",
     "isoflop",
+    "level",
     "load",
     "plan",
     "plot",
+    "profile",
     "read",
+    "versus",
+    "write_report",
 ]
 
 

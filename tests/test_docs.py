@@ -207,6 +207,7 @@ def is_of_type(value, kind: str) -> bool:
         return isinstance(value, list)
     tests = {
         "string": isinstance(value, str),
+        "boolean": isinstance(value, bool),
         "integer": isinstance(value, int) and not isinstance(value, bool),
         "number": isinstance(value, int | float) and not isinstance(value, bool),
         "object": isinstance(value, dict),
@@ -226,6 +227,9 @@ def documents(tmp_path_factory):
     for row in rows:  # tokens follow from flops and params
         del row[3]
     (folder / "holed.csv").write_text("\n".join(map(",".join, rows)) + "\n", encoding="utf-8")
+    curve = [(size, 1.5 + 300 * size**-0.4) for size in (10 ** (5 + i / 4) for i in range(12))]
+    rows = ["tokens,loss", *(f"{size:.6g},{loss:.8g}" for size, loss in curve), "1e9,nan"]
+    (folder / "curve.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     held = "--tie alpha=beta --prior E~1+-0.3"
     few = "--draws 20"
     commands = [
@@ -242,6 +246,10 @@ def documents(tmp_path_factory):
         "plan 7.json --flops 1e14",
         "plan 7.json --loss 1.5 --serve-tokens 1e9 --peak 1e14 --utilisation 0.4 --price-per-device-hour 2",
         "plan 7.json --flops 1e14 --bytes 1MB --tokens 1G",
+        "versus 7.json 7.json --at 1e14",
+        "level hestness curve.csv --draws 20",
+        "compare auto curve.csv --draws 20 --folds 1",
+        "fit auto curve.csv --draws 20",
     ]
     out: dict[str, list] = {}
     for i, command in enumerate(commands):

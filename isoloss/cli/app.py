@@ -8,10 +8,14 @@ import typer
 
 from isoloss import __version__
 from isoloss.cli.check import check
+from isoloss.cli.compare import compare
 from isoloss.cli.fit import fit
 from isoloss.cli.laws import laws
+from isoloss.cli.level import level
 from isoloss.cli.plan import plan
 from isoloss.cli.predict import predict
+from isoloss.cli.report import report
+from isoloss.cli.versus import versus
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,7 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     pretty_exceptions_enable=False,
 )
-for verb in (laws, check, fit, predict, plan):
+for verb in (laws, check, fit, compare, predict, plan, report, versus, level):
     app.command()(verb)
 
 

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from isoloss.cli.auto import fit_auto
+from isoloss.cli.choices import print_checklist, print_sensitivity
+from isoloss.cli.compare import objective_for
 from isoloss.cli.options import (
     Columns,
     Coverage,
@@ -44,7 +47,7 @@ Words = list[str] | None
 
 
 def fit(
-    law: Annotated[str, typer.Argument(help="hoffmann, power(flops), ... or your own FILE.py:Class.")],
+    law: Annotated[str, typer.Argument(help="hoffmann, power(flops), ..., your own FILE.py:Class, or auto.")],
     path: Annotated[str, typer.Argument(metavar="TABLE", help="csv, tsv, json, jsonl or parquet.")],
     columns: Columns = None,
     where: Where = None,
@@ -74,11 +77,28 @@ def fit(
     cluster: Annotated[
         str | None, typer.Option(help="Rows equal in this column are resampled together.")
     ] = None,
-    uncertainty: Annotated[str, typer.Option(help="bootstrap or laplace.")] = "bootstrap",
+    uncertainty: Annotated[
+        str, typer.Option(help="auto, posterior, bootstrap, residual, wild or laplace.")
+    ] = "auto",
+    profile: Annotated[
+        str | None, typer.Option(help="Also the profile likelihood of these parameters: E,alpha.")
+    ] = None,
     draws: Annotated[int, typer.Option(min=2, help="Joint draws of the parameters.")] = 1000,
     starts: Annotated[int, typer.Option(min=1, help="Starting points.")] = 64,
     coverage: Coverage = 0.9,
     seed: Seed = 0,
+    no_sensitivity: Annotated[
+        bool, typer.Option("--no-sensitivity", help="Leave out the refits with other choices.")
+    ] = False,
+    about: Annotated[
+        Words,
+        typer.Option(
+            metavar="KEY=TEXT", help="State it for the checklist: schedule=cosine to 10 %. Repeatable."
+        ),
+    ] = None,
+    checklist: Annotated[
+        bool, typer.Option("--checklist", help="Print every question of the checklist with its answer.")
+    ] = False,
     json: Json = None,
     md: Markdown = False,
     latex: Latex = False,
@@ -89,12 +109,35 @@ def fit(
     """
     from isoloss.errors import NoAnswer
     from isoloss.fitting.cautions import UNIDENTIFIED
+    from isoloss.fitting.checklist import parse_about
     from isoloss.fitting.constraints import Constraints
     from isoloss.fitting.estimate import fit as fit_law
 
+    if law == "auto":
+        refused = {
+            "--by": by, "--drop": drop, "--best-of-sweep": best_of_sweep, "--fix": fix, "--tie": tie,
+            "--bound": bound, "--prior": prior, "--borrow": borrow, "--about": about, "--profile": profile,
+            "--uncertainty": None if uncertainty == "auto" else uncertainty,
+            "--reduction": None if reduction == "sum" else reduction,
+            "--no-sensitivity": no_sensitivity or None,
+        }  # fmt: skip
+        style, runs = style_of(md, latex), table(path, columns, where, units, format)
+        if json is not None:
+            check_writable(json)
+        stack = fit_auto(
+            runs.final_checkpoints() if final else runs,
+            objective=objective_for(runs, objective, delta, df, residual), cluster=cluster, weights=weights,
+            draws=draws, starts=starts, coverage=coverage, seed=seed, refused=refused, style=style, json=json,
+        )  # fmt: skip
+        with for_people(json):
+            _print(stack.leading, "", style, checklist)
+        if json is not None:
+            write_json(json, stack.to_json())
+        return 0
     style, form = style_of(md, latex), law_named(law)
     held = Constraints.parse(fix or (), tie or (), bound or (), prior or (), borrow or ())
-    loss = _objective(form, objective, delta, df, residual, reduction)
+    loss = objective_named(form, objective, delta, df, residual, reduction)
+    stated = parse_about(about or ())
     runs = table(path, columns, where, units, format)
     groups = runs.by(by) if by else {"": runs}
     if json is not None:
@@ -110,7 +153,7 @@ def fit(
                 form, group, objective=loss, constraints=held, draws=draws,
                 uncertainty=uncertainty,  # type: ignore[arg-type]
                 cluster=cluster, weights=weights, starts=starts, coverage=coverage, seed=seed,
-                progress=advance,
+                sensitivity=not no_sensitivity, about=stated, progress=advance,
             )  # fmt: skip
         except NoAnswer as error:
             unanswered[name] = error
@@ -118,7 +161,7 @@ def fit(
         finally:
             stop()
         with for_people(json):
-            _print(fits[name], f"{by} = {name}" if by else "", style)
+            _print(fits[name], f"{by} = {name}" if by else "", style, checklist, profile)
         if len(fits[name].draws) < draws:  # Ctrl-C: what is done is kept, nothing more is begun
             left = list(groups)[list(groups).index(name) + 1 :]
             if left:
@@ -136,9 +179,10 @@ def fit(
     return 0
 
 
-def _objective(
+def objective_named(
     law: Law, name: str | None, delta: float | None, df: float | None, residual: str | None, reduction: str
 ) -> Objective:
+    """The objective that the options describe, the law's default where they say nothing."""
     from isoloss.fitting.estimate import default_objective
     from isoloss.fitting.objective import OBJECTIVES
 
@@ -184,7 +228,7 @@ def _spread(entry: Estimate) -> list[str]:
     return [number(entry.stderr, 2), interval(entry.low, entry.high)]
 
 
-def _print(found: Fit, title: str, style: Style) -> None:
+def _print(found: Fit, title: str, style: Style, checklist: bool, profiled: str | None = None) -> None:
     objective = found.objective
     settings = [f"{objective.residual} residuals", objective.reduction]
     if "delta" in vars(objective):
@@ -201,11 +245,25 @@ def _print(found: Fit, title: str, style: Style) -> None:
     )
     rows = [[name, number(e.value), *_spread(e), e.status] for name, e in found.parameters.items()]
     show(Table(["parameter", "value", "s.e.", f"{100 * found.coverage:g}% interval", "status"], rows), style)
+    for name in profiled.split(",") if profiled else ():
+        _print_profile(found, name.strip(), style)
     for name, how in found.derived.items():
         say(f"{name} was derived: {how}", style)
     for entry in found.removed[:8]:
         say(f"removed row {entry.row} [{entry.code}] {entry.why}", style)
     if len(found.removed) > 8:
         say(f"... and {len(found.removed) - 8} more removed rows, all in the --json file", style)
+    print_sensitivity(found, style)
+    print_checklist(found, style, checklist)
     findings(found.warnings, style)
     say(f"result: {found.result}", style)
+
+
+def _print_profile(found: Fit, name: str, style: Style) -> None:
+    from isoloss.fitting.profile import profile
+
+    ends = profile(found, name)
+    open_sides = [side for side, held in zip(("below", "above"), ends.bounded, strict=True) if not held]
+    unbounded = f"; the rows do not bound it {' or '.join(open_sides)}" if open_sides else ""
+    text = interval(ends.low, ends.high)
+    say(f"{name}: {text} by profile likelihood, coverage {100 * ends.coverage:g}%{unbounded}", style)

@@ -59,7 +59,7 @@ def plan(
     def count(text: str | None) -> float | None:
         return None if text is None else parse_count(text)
 
-    style, (source, theta) = style_of(md, latex), _source(path, group)
+    style, (source, theta, note) = style_of(md, latex), _source(path, group)
     budget = Budget(
         flops=count(flops),
         total_flops=count(total_flops),
@@ -79,23 +79,34 @@ def plan(
     )
     document = make_plan(source, budget, coverage=coverage, within=within, theta=theta).to_json()
     with for_people(json):
+        if note:
+            say(note, style)
         _print(document, budget, style)
     if json is not None:
         write_json(json, document)
     return 0
 
 
-def _source(path: str, group: str | None) -> tuple[Any, str | None]:
-    """A fit from its file, or a law and the name of a published fit from ``hoffmann@besiroglu-2024``."""
-    from isoloss.fitting.result import load
+def _source(path: str, group: str | None) -> tuple[Any, str | None, str]:
+    """A fit from its file, or a law and the name of a published fit from ``hoffmann@besiroglu-2024``.
+
+    Of a stack its leading fit, and a line that says so.
+    """
+    from isoloss.comparing.files import load
+    from isoloss.comparing.stack import Stack
     from isoloss.laws import get
 
     match = re.fullmatch(r"([\w-]+(?:\(\w+\))?)@([\w.-]+)", path)
     if match is None:
-        return load(path, group=group), None
+        found = load(path, group=group)
+        if not isinstance(found, Stack):
+            return found, None, ""
+        weight = max(found.weights)
+        note = f"a plan needs one law: of the stack the leading one, {found.leading.law.spec} (weight {weight:.2f})"
+        return found.leading, None, note
     law = get(match[1])
     law.published_fit(match[2])  # names what there is, if this is not
-    return law, match[2]
+    return law, match[2], ""
 
 
 def _print(document: dict[str, Any], budget: Budget, style: Style) -> None:

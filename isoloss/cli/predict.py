@@ -10,6 +10,7 @@ from isoloss.cli.options import Columns, Format, Json, Latex, Markdown, Units, W
 from isoloss.cli.show import Style, Table, findings, for_people, interval, number, say, show, write_json
 
 if TYPE_CHECKING:
+    from isoloss.comparing.stack import Stack
     from isoloss.fitting.prediction import Prediction
     from isoloss.fitting.result import Fit
 
@@ -17,7 +18,9 @@ Count = str | None
 
 
 def predict(
-    path: Annotated[str, typer.Argument(metavar="FIT", help="File of `isoloss fit --json`.")],
+    path: Annotated[
+        str, typer.Argument(metavar="FIT", help="File of `isoloss fit --json`, also of `fit auto`.")
+    ],
     params: Annotated[Count, typer.Option(help="7B; several: 1B,7B.")] = None,
     params_nonembedding: Annotated[Count, typer.Option(help="As --params, without embeddings.")] = None,
     tokens: Annotated[Count, typer.Option(help="2T.")] = None,
@@ -43,7 +46,8 @@ def predict(
 
     Points are given as options or as a table; each comes with its interval.
     """
-    from isoloss.fitting.result import load
+    from isoloss.comparing.files import load
+    from isoloss.comparing.stack import Stack
 
     if of not in ("mean", "run"):
         raise ValueError(f"--of needs mean or run, got {of!r}")
@@ -79,38 +83,42 @@ def predict(
             entry["measured"] = value
     with for_people(json):
         _print(found, prediction, document, style)
-        _warn(found, style)
+        for fit in found.members if isinstance(found, Stack) else (found,):
+            _warn(fit, style)
     if json is not None:
         write_json(json, document)
     return 0
 
 
-def _points(found: Fit, words: dict[str, str]) -> dict[str, Any]:
+def _points(found: Fit | Stack, words: dict[str, str]) -> dict[str, Any]:
     import numpy as np
 
     from isoloss.runs.units import parse_count
 
-    law = found.law
-    needed = [axis for axis in law.axes if axis not in words and axis not in law.defaults]
-    extra = [name for name in words if name not in law.axes]
+    name, axes, defaults, derived = _reads(found)
+    made = derived if len(set(derived) & set(words)) >= 2 else ()
+    needed = [axis for axis in axes if axis not in words and axis not in (*defaults, *made)]
+    extra = [name for name in words if name not in (*axes, *derived)]
     if needed or extra:
-        options = " ".join(f"--{axis.replace('_', '-')} VALUE" for axis in law.axes)
+        options = " ".join(f"--{axis.replace('_', '-')} VALUE" for axis in axes)
         raise ValueError(
-            f"{law.spec} predicts from {', '.join(law.axes)}; missing: {', '.join(needed) or 'none'}; "
+            f"{name} predicts from {', '.join(axes)}; missing: {', '.join(needed) or 'none'}; "
             f"not used: {', '.join(extra) or 'none'}. Give {options}"
         )
     return {name: np.array([parse_count(part) for part in text.split(",")]) for name, text in words.items()}
 
 
 def _table_points(
-    found: Fit, at: str, columns: str | None, where: str | None, units: str | None, format: str | None
+    found: Fit | Stack, at: str, columns: str | None, where: str | None, units: str | None, format: str | None
 ) -> tuple[dict[str, Any], list[float | None] | None]:
     import numpy as np
 
-    law, runs = found.law, table(at, columns, where, units, format)
-    if any(axis not in runs and axis not in law.defaults for axis in law.axes):
+    (_, axes, defaults, _), runs = _reads(found), table(at, columns, where, units, format)
+    if any(axis not in runs and axis not in defaults for axis in axes):
         runs = runs.derive()
-    names = [axis for axis in law.axes if axis in runs or axis not in law.defaults]
+    names = [axis for axis in axes if axis in runs or axis not in defaults]
+    fit = _leading(found)
+    law = fit.law
     points = dict(zip(names, runs.numeric(*names), strict=True))
     for name, values in points.items():
         bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
@@ -121,13 +129,40 @@ def _table_points(
             )
     if law.target not in runs:
         return points, None
-    here, there = runs.units.get(law.target, ""), found.units.get(law.target, "")
+    here, there = runs.units.get(law.target, ""), fit.units.get(law.target, "")
     if here and there and here != there:
         raise ValueError(
             f"{at}: {law.target} is in {here}, the fit predicts {there}: they cannot be compared. State the "
             f"unit with --units {law.target}=..., or leave the column out"
         )
     return points, [float(v) if np.isfinite(v) else None for v in runs[law.target]]
+
+
+def _reads(found: Fit | Stack) -> tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Name, axes, those with a default, and those that a stack derives from the others."""
+    from isoloss.comparing.stack import DERIVED, Stack
+
+    if isinstance(found, Stack):
+        defaults = tuple(axis for fit in found.members for axis in fit.law.defaults)
+        return "the stack", found.axes, defaults, DERIVED
+    return found.law.spec, found.law.axes, tuple(found.law.defaults), ()
+
+
+def _title(found: Fit | Stack) -> str:
+    """The law, or the stack with its weights."""
+    from isoloss.comparing.stack import Stack
+
+    if not isinstance(found, Stack):
+        return found.law.spec
+    parts = [f"{w:.2f} {fit.law.spec}" for w, fit in zip(found.weights, found.members, strict=True)]
+    return f"stack of {', '.join(parts)}"
+
+
+def _leading(found: Fit | Stack) -> Fit:
+    """The fit, or the stack's member of most weight."""
+    from isoloss.comparing.stack import Stack
+
+    return found.leading if isinstance(found, Stack) else found
 
 
 def _warn(found: Fit, style: Style) -> None:
@@ -137,11 +172,11 @@ def _warn(found: Fit, style: Style) -> None:
         findings([w for w in found.warnings if w.level == "error" or w.code == found.result], style)
 
 
-def _print(found: Fit, prediction: Prediction, document: dict[str, Any], style: Style) -> None:
+def _print(found: Fit | Stack, prediction: Prediction, document: dict[str, Any], style: Style) -> None:
     from isoloss.runs.units import format_count
 
     what = "level of the law" if prediction.of == "mean" else "one new run"
-    say(f"{found.law.spec}: {found.law.target}, {what}", style)
+    say(f"{_title(found)}: {_leading(found).law.target}, {what}", style)
     scored = any(p.get("measured") is not None for p in document["predictions"])
     headings = [*prediction.x, "median", f"{100 * prediction.coverage:g}% interval", "reach"]
     headings += ["measured", "inside"] if scored else []

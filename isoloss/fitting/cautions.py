@@ -14,6 +14,10 @@ from isoloss.runs import Finding
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+DISAGREE = 1.1  # Gelman-Rubin ratio
+LEAST_FREEDOM = 3
+RESAMPLED = ("bootstrap", "residual", "wild")
+
 UNIDENTIFIED = ("too-few-rows", "flat-direction", "axes-not-separated")
 """Codes that make a fit ``not-identified``."""
 
@@ -77,14 +81,23 @@ def sample_size(
                 f"at least {free + 3} rows, or fix, tie or borrow parameters, or a smaller law",
             )
         )  # fmt: skip
-    elif data.cluster_count < 15 and uncertainty == "bootstrap" and draws:
+    elif len(data) - free < LEAST_FREEDOM and uncertainty == "posterior" and draws:
+        left = len(data) - free
+        out.append(
+            Finding(
+                "small-sample", "warning", (), None,
+                f"{len(data)} rows leave {left} degree{'s' if left != 1 else ''} of freedom to judge the noise by",
+                "the intervals allow for it, so they are wide; they suppose noise that is alike in every row",
+                "add replicates of cheap runs, or hold a parameter",
+            )
+        )  # fmt: skip
+    elif data.cluster_count < 15 and uncertainty in RESAMPLED and draws:
         out.append(
             Finding(
                 "small-sample", "warning", (), None,
                 f"{data.cluster_count} independent rows for {free} free parameters",
-                "percentile bootstrap intervals are too narrow below about 15 (near 75-85 % where 90 % "
-                "is asked)",
-                "read the intervals as lower limits, or add replicates of cheap runs",
+                "intervals from resamples are too narrow below about 15 (near 75-85 % where 90 % is asked)",
+                "use --uncertainty posterior if the rows are independent, or add replicates of cheap runs",
             )
         )  # fmt: skip
     if agreeing < 0.1:
@@ -133,6 +146,20 @@ def draws_at_edges(place: Coordinates, edges: list[str], cloud: Array, settled: 
                     )
                 )  # fmt: skip
     return out
+
+
+def ensembles(agreement: float) -> list[Finding]:
+    """Two ensembles of walkers that did not come to the same posterior."""
+    if agreement <= DISAGREE:
+        return []
+    return [
+        Finding(
+            "unsettled-draws", "warning", (), None,
+            f"two samplings of the posterior differ (Gelman-Rubin ratio {agreement:.2f}, 1 is agreement)",
+            "its draws may miss a part of what the data allow, so intervals are blurred",
+            "narrow the bounds, hold a parameter, or use --uncertainty bootstrap",
+        )
+    ]  # fmt: skip
 
 
 def not_converged(law: Law) -> Finding:

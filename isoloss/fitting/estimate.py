@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from isoloss.fitting import cautions
+from isoloss.fitting.checklist import check_about, checklist
 from isoloss.fitting.constraints import Constraints
-from isoloss.fitting.coordinates import Coordinates, coordinates
-from isoloss.fitting.data import Data, prepare
+from isoloss.fitting.coordinates import Coordinates
 from isoloss.fitting.diagnose import at_bounds, information, separation
-from isoloss.fitting.minimise import Minima, Problem, minimise
-from isoloss.fitting.model import model_of
+from isoloss.fitting.draws import HOW, SAME, Cloud, How, choose, draw
 from isoloss.fitting.objective import Huber, Objective
 from isoloss.fitting.result import Fit, Result
-from isoloss.fitting.uncertainty import Progress, bootstrap, laplace, robust_sd
+from isoloss.fitting.search import pose, search
+from isoloss.fitting.sensitivity import sensitive_answer, unfinished
+from isoloss.fitting.uncertainty import Progress, robust_sd
+from isoloss.fitting.variants import variants
 from isoloss.laws import get
 from isoloss.laws.law import Law
 from isoloss.runs import Finding, Runs, check, read
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-SAME = 1e-6  # starts whose objectives differ by less than this share found the same minimum
-SCREEN_ROWS = 512  # starts of a long table descend on a subset first; the last steps see every row
+_NONE = np.empty(0)
 
 
 def fit(
@@ -34,19 +36,22 @@ def fit(
     objective: Objective | None = None,
     constraints: Constraints | None = None,
     draws: int = 1000,
-    uncertainty: Literal["bootstrap", "laplace"] = "bootstrap",
+    uncertainty: How = "auto",
     cluster: str | None = None,
     weights: str | None = None,
     starts: int = 64,
     coverage: float = 0.9,
     seed: int = 0,
+    sensitivity: bool = True,
+    about: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Fit:
     """Fit ``law`` to ``runs`` and say how sure the parameters are.
 
     Many starts that fill the allowed box descend together with exact derivatives; the best is polished
-    until no step lowers the objective. Then resamples of the rows (or of clusters of rows) are refitted
-    together: their parameters are the joint draws that every later interval comes from.
+    until no step lowers the objective. Then come the joint draws, of which every later interval is made:
+    from the posterior where rows are few, else from resamples of the rows (or of clusters of rows) that are
+    refitted together.
 
     Args:
         law: a law, or its name (``"hoffmann"``, ``"power(flops)"``, ``"my_laws.py:MyLaw"``).
@@ -55,12 +60,19 @@ def fit(
             can be zero or negative.
         constraints: fixed, tied, bounded, borrowed or prior-carrying parameters.
         draws: joint parameter draws kept.
-        uncertainty: ``"bootstrap"``, or ``"laplace"`` (normal approximation; cheap, symmetric in logs).
+        uncertainty: ``"posterior"`` (small tables), ``"bootstrap"`` (rows or clusters drawn anew),
+            ``"residual"`` or ``"wild"`` (the design kept, residuals dealt anew or given random signs),
+            ``"laplace"`` (t approximation; cheap, symmetric in logs); ``"auto"`` is the posterior below 50
+            independent rows, else the bootstrap.
         cluster: column whose equal values are resampled together (family, seed, run).
         weights: column of row weights.
         starts: how many starting points.
         coverage: of the intervals in tables.
         seed: same seed and same rows (in any order), same draws.
+        sensitivity: also refit with other objectives, forms and rows, without draws
+            (:func:`isoloss.fitting.variants.variants`).
+        about: what the table does not say of the runs, for the checklist: ``{"schedule": "cosine to 10 %"}``;
+            keys in :data:`isoloss.fitting.checklist.STATED`.
         progress: called with (what, done, total).
 
     Returns:
@@ -92,21 +104,55 @@ def fit(
             "fit needs draws >= 0, starts >= 1, seed >= 0 and 0 < coverage < 1, got "
             f"{draws}, {starts}, {seed}, {coverage}"
         )
-    if uncertainty not in ("bootstrap", "laplace"):
-        raise ValueError(f"uncertainty must be 'bootstrap' or 'laplace', got {uncertainty!r}")
-    objective = objective or default_objective(law)
-    held = (constraints or Constraints()).resolve(law)
-    sd = _known_sd(law, runs, objective)
-    data = prepare(law, runs, weights=weights, sd=sd, cluster=cluster)
-    if objective.residual == "log" and sd:
-        data = replace(data, weights=data.weights * data.y**2 / np.mean(data.weights * data.y**2))
-    place = coordinates(law, data.x, data.y, held, objective)
-    problem = Problem(
-        model_of(law, data.x, place.base, place.spread), data.y, objective, place.low, place.high
-    )
-    found = _search(problem, place, data, starts, progress)
-    if place.priors:
-        problem, found = _with_priors(problem, place, data, found)
+    if uncertainty not in HOW:
+        raise ValueError(f"uncertainty must be one of {', '.join(HOW)}, got {uncertainty!r}")
+    if cluster and uncertainty in ("posterior", "residual"):
+        raise ValueError(
+            f"{uncertainty} needs rows with noise of their own, got cluster={cluster!r}. Leave cluster out, or "
+            "use bootstrap, wild or laplace"
+        )
+    about = check_about(about)
+    found = _fit(
+        law, runs, objective or default_objective(law), (constraints or Constraints()).resolve(law), draws,
+        uncertainty, cluster, weights, starts, coverage, seed, progress,
+    )  # fmt: skip
+    if sensitivity and found.result != "interrupted":
+        found = _with_variants(found, runs, weights)
+    return replace(found, checklist=checklist(found, runs, about, weights))
+
+
+def _with_variants(found: Fit, runs: Runs, weights: str | None) -> Fit:
+    """The fit with its sensitivity table, and a warning where reasonable choices disagree."""
+    try:
+        table = variants(found, runs, weights)
+    except KeyboardInterrupt:  # the draws took longer: keep them
+        return replace(found, warnings=(*found.warnings, unfinished()))
+    moved: tuple[Finding, ...] = ()
+    if len(found.draws) and not any(entry.code == "too-few-rows" for entry in found.warnings):
+        at: dict[str, Any] = dict(table[0].at)
+        spread = found.predict(of="mean", **at)
+        moved = sensitive_answer(table, float(spread.low[0]), float(spread.high[0]), spread.coverage)
+    return replace(found, sensitivity=table, warnings=(*found.warnings, *moved))
+
+
+def _fit(
+    law: Law,
+    runs: Runs,
+    objective: Objective,
+    held: Constraints,
+    draws: int,
+    uncertainty: How,
+    cluster: str | None,
+    weights: str | None,
+    starts: int,
+    coverage: float,
+    seed: int,
+    progress: Progress | None,
+) -> Fit:
+    """The fit alone, all settings checked and resolved."""
+    posed = pose(law, runs, objective, held, weights, cluster)
+    data, place = posed.data, posed.place
+    problem, found = search(posed, starts, progress)
     best = int(np.argmin(found.value))
     if not np.isfinite(found.value[best]):
         raise ValueError(
@@ -118,34 +164,35 @@ def fit(
     rng = np.random.default_rng(seed)
     residuals = problem.residuals(psi[None])[0][0]
     info = information(problem, place, psi, data.weights, robust_sd(residuals, len(place.names)))
-    cloud, complete, settled = psi[None], True, 1.0
-    if draws and uncertainty == "laplace":
-        cloud = laplace(problem, psi, data.weights, data.clusters, draws, rng)
-    elif draws:
-        cloud, complete, settled = bootstrap(
-            problem, _ridge(found, place), _others(found), data.weights, data.clusters, draws, rng, progress
-        )
-    theta, all_draws = place.theta(psi), place.theta(cloud)
+    how = choose(uncertainty, problem, psi, data, cluster is not None)
+    cloud = (
+        draw(how, problem, found, place, data, draws, rng, progress)
+        if draws
+        else Cloud(how, psi[None], _NONE)
+    )
+    theta, all_draws = place.theta(psi), place.theta(cloud.psi)
     if not held.named:
         theta, all_draws = law.canonical(theta), law.canonical(all_draws)
     edges = [name for name, edge in zip(place.names, at_bounds(place, psi), strict=True) if edge]
     warnings = [
         *[f for f in check(runs, axes=_columns(law, runs), target=law.target) if f.level != "note"],
         *cautions.open_directions(place, info, edges, separation(law, all_draws, data)),
-        *cautions.sample_size(data, place, agreeing, draws, len(all_draws), uncertainty),
-        *cautions.draws_at_edges(place, edges, cloud, settled),
+        *cautions.sample_size(data, place, agreeing, draws, len(all_draws), how),
+        *cautions.draws_at_edges(place, edges, cloud.psi, cloud.settled),
+        *cautions.ensembles(cloud.agreement),
         *([] if found.converged[best] else [cautions.not_converged(law)]),
     ]
     return Fit(
         law=law,
         theta=theta,
         draws=all_draws if draws else np.empty((0, len(theta))),
+        scales=cloud.scale,
         status=_statuses(place, edges),
         objective=objective,
         value=value / (len(data) if objective.reduction == "mean" else 1),
         agreeing_starts=agreeing,
         starts=starts,
-        result=_result(complete, bool(found.converged[best]), warnings),
+        result=_result(cloud.complete, bool(found.converged[best]), warnings),
         warnings=tuple(warnings),
         removed=data.removed,
         x=data.x,
@@ -153,7 +200,7 @@ def fit(
         rows=data.rows,
         residuals=residuals,
         weights=data.weights,
-        uncertainty=uncertainty if not cluster else f"{uncertainty} by {cluster}",
+        uncertainty=how if not cluster else f"{how} by {cluster}",
         condition=info.condition,
         constraints=held,
         coverage=coverage,
@@ -181,112 +228,6 @@ def default_objective(law: Law) -> Objective:
 def _columns(law: Law, runs: Runs) -> list[str]:
     """The columns behind the law's axes; one that is absent and has a default is its default's."""
     return [*dict.fromkeys(axis if axis in runs else law.defaults.get(axis, axis) for axis in law.axes)]
-
-
-def _known_sd(law: Law, runs: Runs, objective: Objective) -> str | None:
-    name = f"{law.target}_sd"
-    return name if objective.name == "gaussian" and name in runs else None
-
-
-def _search(
-    problem: Problem, place: Coordinates, data: Data, starts: int, progress: Progress | None
-) -> Minima:
-    """Descend from all starts; on a long table on every k-th row first."""
-    psi = place.starts(starts)
-    stride = len(data) // SCREEN_ROWS
-    if stride >= 2:
-        x = {axis: value[::stride] for axis, value in data.x.items()}
-        part = replace(problem, model=model_of(place.law, x, place.base, place.spread), y=data.y[::stride])
-        found = _descend(part, psi, data.weights[::stride])
-    else:
-        found = _descend(problem, psi, data.weights)
-    if progress:
-        progress("starts", starts, starts)
-    return _polish(problem, found, data.weights)
-
-
-def _descend(problem: Problem, psi: Array, weights: Array) -> Minima:
-    """From afar: cautious steps, to a tolerance that tells minima apart."""
-    return minimise(problem, psi, weights, caution=0.3, tolerance=1e-9, limit=150)
-
-
-def _polish(problem: Problem, coarse: Minima, weights: Array) -> Minima:
-    """Newton steps until nothing lowers the objective, once for all starts that came to one place."""
-    groups = _same_place(coarse)
-    if not groups:
-        return coarse
-    first = np.array([group[0] for group in groups])
-    fine = minimise(problem, coarse.psi[first], weights, tolerance=1e-16)
-    psi, value, converged = coarse.psi.copy(), coarse.value.copy(), coarse.converged.copy()
-    for k, group in enumerate(groups):
-        psi[group], value[group], converged[group] = fine.psi[k], fine.value[k], fine.converged[k]
-    return Minima(psi, value, converged, coarse.iterations)
-
-
-def _same_place(coarse: Minima) -> list[Array]:
-    """Starts grouped by where they ended: nearly equal objective and coordinates, best group first.
-
-    Starts outside the law's domain are in no group.
-    """
-    left = np.argsort(coarse.value, kind="stable")
-    left = left[np.isfinite(coarse.value[left])]
-    groups = []
-    while len(left):
-        lead = left[0]
-        near = np.abs(coarse.value[left] - coarse.value[lead]) <= 1e-5 * abs(coarse.value[lead]) + 1e-12
-        near &= np.max(np.abs(coarse.psi[left] - coarse.psi[lead]), axis=1) <= 0.02
-        near[0] = True
-        groups.append(left[near])
-        left = left[~near]
-    return groups
-
-
-def _with_priors(problem: Problem, place: Coordinates, data: Data, found: Minima) -> tuple[Problem, Minima]:
-    """Weigh the priors by the noise around the fit with them: alternate until the noise stands still."""
-    temperature = 0.0
-    for _ in range(50):
-        before = temperature
-        best = found.psi[np.argmin(found.value)]
-        r = problem.residuals(best[None])[0][0]
-        temperature = problem.objective.temperature(r, data.weights)
-        problem = replace(problem, priors=place.priors, temperature=temperature)
-        found = _polish(problem, _descend(problem, found.psi, data.weights), data.weights)
-        if abs(temperature - before) <= 1e-6 * temperature:
-            break
-    return problem, found
-
-
-def _ridge(found: Minima, place: Coordinates) -> Array:
-    """The best minimum, and every start that reached the same objective elsewhere: a flat ridge.
-
-    Resamples that all began at one point of a ridge would stay there, and show no spread along the very
-    direction that the data leave open.
-    """
-    order = np.argsort(found.value, kind="stable")
-    lowest = found.value[order[0]]
-    width = place.high - place.low
-    kept = [order[0]]
-    for i in order[1:]:
-        if found.value[i] > lowest + SAME * abs(lowest) + 1e-15:
-            break
-        steps = np.abs(found.psi[kept] - found.psi[i]) / width
-        if steps.max(axis=1).min() > 0.01:
-            kept.append(i)
-    return np.asarray(found.psi[kept])
-
-
-def _others(found: Minima, most: int = 2) -> Array:
-    """Up to two other local minima within 20 % of the best: a resample may prefer one of them."""
-    order = np.argsort(found.value, kind="stable")
-    lowest = found.value[order[0]]
-    kept: list[int] = []
-    for i in order[1:]:
-        if found.value[i] > lowest + 0.2 * abs(lowest) or len(kept) == most:
-            break
-        apart = all(found.value[i] > found.value[k] + 1e-4 * abs(lowest) for k in [order[0], *kept])
-        if apart and found.converged[i]:
-            kept.append(i)
-    return np.asarray(found.psi[kept])
 
 
 def _statuses(place: Coordinates, edges: list[str]) -> tuple[str, ...]:

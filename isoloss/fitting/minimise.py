@@ -59,9 +59,16 @@ class Problem:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.log(self.y / target), state
 
-    def evaluate(self, psi: Array, w: Array, prior_means: Array | None = None) -> tuple[Array, Any]:
-        """Objective (B,), infinite where the law is undefined, and the state for derivatives."""
+    def evaluate(
+        self, psi: Array, w: Array, prior_means: Array | None = None, shift: Array | None = None
+    ) -> tuple[Array, Any]:
+        """Objective (B,), infinite where the law is undefined, and the state for derivatives.
+
+        ``shift`` (B, n) is added to the residuals: each row of the batch then has measurements of its own.
+        """
         r, state = self.residuals(psi)
+        if shift is not None:
+            r = r + shift
         _, scale = self._split(psi)
         u = r if scale is None else r * np.exp(-scale)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -172,6 +179,7 @@ def minimise(
     w: Array,
     *,
     prior_means: Array | None = None,
+    shift: Array | None = None,
     caution: float = 0.0,
     tolerance: float = 1e-13,
     limit: int = 200,
@@ -186,6 +194,7 @@ def minimise(
         psi: starts, shape (B, q).
         w: row weights, (n,) or (B, n).
         prior_means: (B, number of priors) to perturb priors with the data in a bootstrap.
+        shift: (B, n) added to the residuals: measurements of its own for every row of the batch.
         caution: see :meth:`Problem.derivatives`; 0.3 from afar, 0 near a minimum.
         tolerance: stop when the predicted decrease is below this share of the objective.
         limit: most steps.
@@ -201,6 +210,7 @@ def minimise(
                 psi[rows],
                 w if w.ndim == 1 else w[rows],
                 None if prior_means is None else prior_means[rows],
+                None if shift is None else shift[rows],
                 caution if problem.model.exact_hessian else max(caution, 0.3),
                 tolerance,
                 limit,
@@ -219,6 +229,7 @@ def _minimise_chunk(
     psi: Array,
     w: Array,
     prior_means: Array | None,
+    shift: Array | None,
     caution: float,
     tolerance: float,
     limit: int,
@@ -230,13 +241,14 @@ def _minimise_chunk(
     converged, iterations = np.zeros(batch, dtype=bool), np.zeros(batch, dtype=int)
     ids = np.arange(batch)
     damping = np.full(batch, 1e-3)
-    value, state = problem.evaluate(psi, w, prior_means)
+    value, state = problem.evaluate(psi, w, prior_means, shift)
     final_value[:] = value
     # A start outside the law's domain has nothing to descend from.
     keep = np.isfinite(value)
-    ids, psi, value, damping, w, prior_means = _subset(keep, ids, psi, value, damping, w, prior_means)
+    ids, psi, value, damping = _kept(keep, ids, psi, value, damping)
+    w, prior_means, shift = _own(keep, w, prior_means, shift)
     if not keep.all():
-        value, state = problem.evaluate(psi, w, prior_means)
+        value, state = problem.evaluate(psi, w, prior_means, shift)
     for count in range(limit):
         if len(ids) == 0:
             break
@@ -245,7 +257,7 @@ def _minimise_chunk(
         g, h = problem.derivatives(psi, w, state, prior_means, care)
         step, decrease = _step(g, h, damping, psi, low, high)
         trial = np.clip(psi + step, low, high)
-        trial_value, trial_state = problem.evaluate(trial, w, prior_means)
+        trial_value, trial_state = problem.evaluate(trial, w, prior_means, shift)
         better = trial_value < value
         iterations[ids] += 1
         small = decrease <= tolerance * np.maximum(np.abs(value), 1e-300)
@@ -257,7 +269,8 @@ def _minimise_chunk(
         if done.any():
             at = ids[done]
             final_psi[at], final_value[at], converged[at] = psi[done], value[done], True
-        ids, psi, value, damping, w, prior_means = _subset(~done, ids, psi, value, damping, w, prior_means)
+        ids, psi, value, damping = _kept(~done, ids, psi, value, damping)
+        w, prior_means, shift = _own(~done, w, prior_means, shift)
         state = _merged(trial_state, state, better, ~done)
     final_psi[ids], final_value[ids] = psi, value
     return Minima(final_psi, final_value, converged, iterations)
@@ -275,18 +288,20 @@ def _merged(new: Any, old: Any, better: Array, keep: Array) -> Any:
     return tuple(_merged(a, b, better, keep) for a, b in zip(new, old, strict=True))
 
 
-def _subset(
-    keep: Array, ids: Array, psi: Array, value: Array, damping: Array, w: Array, means: Array | None
-) -> tuple[Array, Array, Array, Array, Array, Array | None]:
+def _kept(keep: Array, *arrays: Array) -> tuple[Array, ...]:
+    return arrays if keep.all() else tuple(array[keep] for array in arrays)
+
+
+def _own(
+    keep: Array, w: Array, means: Array | None, shift: Array | None
+) -> tuple[Array, Array | None, Array | None]:
+    """What the rows of the batch have for themselves, for those that stay."""
     if keep.all():
-        return ids, psi, value, damping, w, means
+        return w, means, shift
     return (
-        ids[keep],
-        psi[keep],
-        value[keep],
-        damping[keep],
         w if w.ndim == 1 else w[keep],
         None if means is None else means[keep],
+        None if shift is None else shift[keep],
     )
 
 

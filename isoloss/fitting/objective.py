@@ -50,6 +50,21 @@ class Objective:
         """``kappa`` for which ``exp(-rho / kappa)`` is the likelihood: what a prior is weighed against."""
         return 1.0
 
+    def log_normaliser(self, kappa: Array) -> Array:
+        r"""``log Z(kappa)`` of the density ``exp(-rho/kappa)/Z`` of one residual, per entry."""
+        raise TypeError(f"{type(self).__name__} has a scale of its own")
+
+    def spread(self, kappa: Array) -> tuple[float, Array]:
+        """By how much to widen posterior draws, and the standard deviation of the noise, from ``kappa``.
+
+        With a scale of its own an objective is a likelihood: nothing to widen, and ``kappa`` is the scale.
+        """
+        return 1.0, kappa
+
+    def noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+        """Noise of unit scale that the objective supposes."""
+        return rng.normal(size=shape)
+
     def to_json(self) -> dict[str, Any]:
         """Settings with the objective's name."""
         return {"name": self.name, **asdict(self)}
@@ -87,21 +102,44 @@ class Huber(Objective):
         """First and second derivative of :meth:`rho`."""
         return np.clip(r, -self.delta, self.delta), (np.abs(r) <= self.delta).astype(float)
 
-    def temperature(self, r: Array, w: Array) -> float:
-        """Maximum-likelihood ``kappa`` of the density ``exp(-rho/kappa)/Z(kappa)``.
+    def log_normaliser(self, kappa: Array) -> Array:
+        """``Z = sqrt(2 pi kappa) erf(delta/sqrt(2 kappa)) + 2 (kappa/delta) exp(-delta^2/(2 kappa))``:
+        Gaussian for large delta, Laplace for small."""
+        kappa, d = np.asarray(kappa, dtype=float), self.delta
+        root = _erf(d / np.sqrt(2 * kappa))
+        with np.errstate(under="ignore", over="ignore"):
+            edge = 2 * kappa / d * np.exp(-(d**2) / (2 * kappa))
+            return np.log(np.sqrt(2 * np.pi * kappa) * root + edge)
 
-        ``Z = sqrt(2 pi kappa) erf(delta/sqrt(2 kappa)) + 2 (kappa/delta) exp(-delta^2/(2 kappa))``: Gaussian
-        for large delta, Laplace for small.
-        """
+    def temperature(self, r: Array, w: Array) -> float:
+        """Maximum-likelihood ``kappa`` of the density ``exp(-rho/kappa)/Z(kappa)``."""
         mean = float(np.sum(w * self.rho(r)) / np.sum(w))
-        if mean == 0.0:
-            return 1.0
-        d = self.delta
-        # One smooth minimum in log kappa between the Laplace (mean) and the Gaussian (2 mean) answers.
-        grid = mean * np.exp(np.linspace(math.log(0.5), math.log(4.0), 2001))
-        root = np.array([math.erf(d / math.sqrt(2 * k)) for k in grid])
-        z = np.sqrt(2 * np.pi * grid) * root + 2 * grid / d * np.exp(-(d**2) / (2 * grid))
-        return float(grid[np.argmin(mean / grid + np.log(z))])
+        return float(self._temperatures(np.array([mean]), 2001)[0]) if mean > 0 else 1.0
+
+    def _temperatures(self, means: Array, points: int) -> Array:
+        """The same for several mean losses: one smooth minimum in log kappa for each, between the Laplace
+        (mean) and the Gaussian (2 mean) answers."""
+        factors = np.exp(np.linspace(math.log(0.5), math.log(4.0), points))
+        grid = means[:, None] * factors
+        best = np.argmin(1 / factors + self.log_normaliser(grid), axis=1)
+        return np.asarray(grid[np.arange(len(means)), best])
+
+    def spread(self, kappa: Array) -> tuple[float, Array]:
+        r"""Under normal noise of standard deviation s the estimate has variance :math:`B/A^2` and its
+        posterior :math:`\kappa/A`, with :math:`A = P(|r|<\delta)`, :math:`B = E\min(r^2, \delta^2)`."""
+        z = np.linspace(-8.0, 8.0, 4001)
+        density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi) * (z[1] - z[0])
+        middle = float(np.median(kappa))
+        # kappa is near s^2 for large delta and near 0.8 delta s for small
+        guess = max(math.sqrt(middle), middle / self.delta)
+        sds = guess * np.exp(np.linspace(-1.5, 1.5, 61))
+        means = self.rho(sds[:, None] * z) @ density
+        temperatures = self._temperatures(means, 400)
+        sd = np.exp(np.interp(np.log(kappa), np.log(temperatures), np.log(sds)))
+        typical = float(np.median(sd))
+        first, second = self.slopes(typical * z)
+        b, a = float(first**2 @ density), float(second @ density)
+        return math.sqrt(max(b / (a * middle), 1.0)), sd
 
 
 @dataclass(frozen=True)
@@ -114,6 +152,14 @@ class LeastSquares(Objective):
     """
 
     name: ClassVar[str] = "least-squares"
+
+    def log_normaliser(self, kappa: Array) -> Array:
+        """``log sqrt(2 pi kappa)``: kappa is the variance."""
+        return np.asarray(0.5 * np.log(2 * np.pi * kappa))
+
+    def spread(self, kappa: Array) -> tuple[float, Array]:
+        """The root of the variance; nothing to widen."""
+        return 1.0, np.sqrt(kappa)
 
     def rho(self, r: Array) -> Array:
         """Loss of each row."""
@@ -181,8 +227,16 @@ class StudentT(Objective):
         base = self.df + r * r
         return (self.df + 1) * r / base, (self.df + 1) * (self.df - r * r) / base**2
 
+    def noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+        """Student-t noise of unit scale."""
+        return rng.standard_t(self.df, size=shape)
+
 
 OBJECTIVES: dict[str, type[Objective]] = {cls.name: cls for cls in (Huber, LeastSquares, Gaussian, StudentT)}
+
+
+def _erf(x: Array) -> Array:
+    return np.asarray(np.frompyfunc(math.erf, 1, 1)(x), dtype=float)
 
 
 def objective_from_json(settings: dict[str, Any]) -> Objective:

@@ -12,9 +12,11 @@ import numpy as np
 
 from isoloss.errors import NoAnswer
 from isoloss.files import json_text, write_atomically
+from isoloss.fitting.checklist import Item, read_item
 from isoloss.fitting.constraints import Constraints
 from isoloss.fitting.objective import Objective, objective_from_json
 from isoloss.fitting.prediction import Prediction, quantiles
+from isoloss.fitting.sensitivity import Variant, read_variant
 from isoloss.laws import get
 from isoloss.laws.law import Law
 from isoloss.runs import Finding, Removed
@@ -49,6 +51,7 @@ class Fit:
         law: the law.
         theta: best parameters, natural units, (P,).
         draws: joint draws, (K, P): one row is one world the data allow.
+        scales: scale of a new run's noise in each draw, (K,); empty where the residuals stand for the noise.
         status: per parameter, see :class:`Estimate`.
         objective, value: what was minimised, and the minimum.
         agreeing_starts: share of the starts that reached the same minimum.
@@ -57,6 +60,8 @@ class Fit:
         removed: rows of the table that are not in the fit.
         x, y, rows, residuals, weights: the rows in the fit.
         condition: condition number of the Jacobian in units of the parameter box.
+        sensitivity: the fit with one choice changed at a time, see :class:`isoloss.fitting.sensitivity.Variant`.
+        checklist: what a reader must know to judge it, see :class:`isoloss.fitting.checklist.Item`.
 
     Example:
         >>> import isoloss
@@ -67,6 +72,7 @@ class Fit:
     law: Law
     theta: Array
     draws: Array
+    scales: Array
     status: tuple[str, ...]
     objective: Objective
     value: float
@@ -89,6 +95,8 @@ class Fit:
     fingerprint: str
     units: Mapping[str, str]
     derived: Mapping[str, str]
+    sensitivity: tuple[Variant, ...] = ()
+    checklist: tuple[Item, ...] = ()
 
     @property
     def values(self) -> dict[str, float]:
@@ -183,7 +191,11 @@ class Fit:
             rng = np.random.default_rng([self.seed, 1])
             repeats = max(1, 8000 // len(self.draws))
             level = np.repeat(level, repeats, axis=0)
-            scatter = rng.choice(self.noise, size=level.shape, p=self._noise_weights())
+            if len(self.scales):
+                sd = np.repeat(self.scales, repeats).reshape(-1, *[1] * (level.ndim - 1))
+                scatter = sd * self.objective.noise(rng, level.shape)
+            else:
+                scatter = rng.choice(self.noise, size=level.shape, p=self._noise_weights())
             level = level * np.exp(scatter) if self.objective.residual == "log" else level + scatter
         return Prediction(of, self.coverage if coverage is None else coverage, x, level, self.reach(x))
 
@@ -247,7 +259,13 @@ class Fit:
                 "y": self.y.tolist(),
             },
             "draws": {name: self.draws[:, p].tolist() for p, name in enumerate(self.law.names)},
-            "noise": {"residual": self.objective.residual, "residuals": self.residuals.tolist()},
+            "noise": {
+                "residual": self.objective.residual,
+                "residuals": self.residuals.tolist(),
+                "scales": self.scales.tolist(),
+            },
+            "sensitivity": [variant.to_json() for variant in self.sensitivity],
+            "checklist": [vars(item) for item in self.checklist],
         }
 
     @classmethod
@@ -331,6 +349,7 @@ def _read_fit(document: Mapping[str, Any]) -> Fit:
     return Fit(
         law=law,
         theta=_numbers([parameters[name]["value"] for name in law.names], "parameters"),
+        scales=_scales(document["noise"].get("scales", []), count),
         draws=np.column_stack([_numbers(document["draws"][name], "draws", count) for name in law.names]),
         status=tuple(_one_of(parameters[name]["status"], get_args(Status)) for name in law.names),
         objective=objective_from_json(document["objective"]),
@@ -360,6 +379,8 @@ def _read_fit(document: Mapping[str, Any]) -> Fit:
         fingerprint=_text(data["fingerprint"]),
         units={_text(k): _text(v) for k, v in data["units"].items()},
         derived={_text(k): _text(v) for k, v in data["derived"].items()},
+        sensitivity=tuple(map(read_variant, document.get("sensitivity", ()))),
+        checklist=tuple(map(read_item, document.get("checklist", ()))),
     )  # fmt: skip
 
 
@@ -376,6 +397,11 @@ def _numbers(values: Any, what: str, n: int | None = None, positive: bool = Fals
     if positive and not (out > 0).all():
         raise ValueError(f"the fit file is damaged: {what} holds values at or below 0")
     return out
+
+
+def _scales(values: Any, draws: int) -> Array:
+    """One per draw, or none where the residuals stand for the noise."""
+    return _numbers(values, "scales", draws, positive=True) if len(values) else np.empty(0)
 
 
 def _weights(values: Any, n: int) -> Array:

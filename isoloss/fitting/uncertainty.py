@@ -1,8 +1,9 @@
-"""Joint draws of the parameters: bootstrap over rows or clusters, and Laplace's approximation."""
+"""Joint draws of the parameters by refitting other tables: bootstraps; and Laplace's approximation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,60 +14,139 @@ Array = np.ndarray[Any, np.dtype[Any]]
 SMALL = 100  # rows
 NEIGHBOURS = (1, 7)  # whose results a resample of a small table also starts from
 LOOK, FINISH = 60, 1000  # most steps of each try, and of the best one where it is not there yet
+FEW_CLUSTERS = 12  # below, random signs make too few different tables
 BLOCK = 500  # draws between two reports: what Ctrl-C can lose
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total) while a fit works."""
+
+
+@dataclass(frozen=True, eq=False)
+class Worlds:
+    """A batch of tables that might have been measured instead: row weights, and moved measurements.
+
+    Attributes:
+        w: (n,), or (B, n) where rows are drawn anew.
+        means: prior means, (B, priors).
+        shift: added to the residuals, (B, n), or None.
+    """
+
+    w: Array
+    means: Array
+    shift: Array | None
+
+    def minimise(self, problem: Problem, psi: Array, limit: int) -> Minima:
+        """Each world's minimum from its own start, (B, q)."""
+        return minimise(problem, psi, self.w, prior_means=self.means, shift=self.shift, limit=limit)
+
+    def take(self, which: Array) -> Worlds:
+        """Some of them."""
+        return Worlds(
+            self.w if self.w.ndim == 1 else self.w[which],
+            self.means[which],
+            None if self.shift is None else self.shift[which],
+        )
+
+
+Redraw = Callable[[np.random.Generator, int], tuple[Array, "Array | None"]]
+"""Gives row weights, (n,) or (B, n), and shifts of the residuals, (B, n) or None, of B worlds."""
+
+
+def by_rows(weights: Array, clusters: Array) -> Redraw:
+    """Rows, or whole clusters, drawn anew: right for any noise, blunt below some thirty rows. Efron 1979."""
+    count = int(clusters.max()) + 1
+    return lambda rng, batch: (_resamples(rng, count, batch)[:, clusters] * weights, None)
+
+
+def by_residuals(problem: Problem, psi: Array, weights: Array) -> Redraw:
+    """The design kept, residuals dealt anew over the rows: for noise that is alike in every row.
+
+    Residuals are divided by ``sqrt(1 - h_i)``, h the leverage, or they would be smaller than the noise.
+    """
+    r = problem.residuals(psi[None])[0][0]
+    pool = r / np.sqrt(1.0 - leverage(problem, psi, weights))
+    pool = pool - np.sum(weights * pool) / np.sum(weights)
+
+    def draw(rng: np.random.Generator, batch: int) -> tuple[Array, Array]:
+        return weights, rng.choice(pool, size=(batch, len(r))) - r
+
+    return draw
+
+
+def by_signs(problem: Problem, psi: Array, weights: Array, clusters: Array) -> Redraw:
+    """The design kept, each residual with a random sign, one for a whole cluster: for unequal noise.
+
+    Wu 1986, Ann. Statist. 14(4); residuals divided by ``1 - h_i`` (HC3, MacKinnon & White 1985). Below a
+    dozen clusters two signs make too few worlds: then Webb's six values.
+    """
+    r = problem.residuals(psi[None])[0][0]
+    moved = r / (1.0 - leverage(problem, psi, weights))
+    count = int(clusters.max()) + 1
+    few = count < FEW_CLUSTERS
+    signs = np.sqrt([0.5, 1.0, 1.5]) if few else np.ones(1)
+    signs = np.concatenate([-signs, signs])
+
+    def draw(rng: np.random.Generator, batch: int) -> tuple[Array, Array]:
+        return weights, rng.choice(signs, size=(batch, count))[:, clusters] * moved - r
+
+    return draw
+
+
+def leverage(problem: Problem, psi: Array, weights: Array) -> Array:
+    """``h_i = w_i J_i (J' W J)^-1 J_i'``, at most 0.99, (n,)."""
+    p = problem.size - problem.objective.has_scale
+    jacobian = problem.model.jacobian(psi[:p], log=problem.objective.residual == "log")
+    scaled = jacobian * np.sqrt(weights)[:, None]
+    basis = np.linalg.svd(scaled, full_matrices=False)[0]
+    return np.asarray(np.minimum(np.sum(basis**2, axis=1), 0.99))
 
 
 def bootstrap(
     problem: Problem,
     ridge: Array,
     others: Array,
-    weights: Array,
-    clusters: Array,
+    redraw: Redraw,
     draws: int,
     rng: np.random.Generator,
     progress: Progress | None = None,
 ) -> tuple[Array, bool, float]:
-    """Refit ``draws`` resamples of the clusters, each to its own minimum. Efron 1979.
+    """Refit ``draws`` tables that might have been measured instead, each to its own minimum.
 
-    A resample is a vector of row weights, so all resamples share one data set and are refitted
-    together, warm from the full data's minimum. On small tables, where a resample has corners enough to
-    catch in, each also starts from two neighbours' results and keeps the best. Prior means are redrawn with
-    the data, or the prior would count as noise-free.
+    All share one data set, with weights or shifts of their own, and are refitted together, warm from the
+    full data's minimum. On small tables, where a resample has corners enough to catch in, each also starts
+    from two neighbours' results and keeps the best. Prior means are redrawn with the data, or the prior
+    would count as noise-free.
 
     Args:
         ridge: where the full data have their minimum, (m, q): one point, or several if it is flat; the
             resamples take them in turn.
         others: further local minima that a resample may prefer, each tried, (k, q).
-        weights: (n,) row weights. clusters: (n,) integers from 0.
+        redraw: :func:`by_rows`, :func:`by_residuals` or :func:`by_signs`.
 
     Returns:
         Free coordinates (k, q); whether all were done (on Ctrl-C those finished are kept); and the share
         that came to a minimum before the steps ran out.
     """
-    count = int(clusters.max()) + 1
+    n = len(problem.y)
     done: list[Array] = []
     settled: list[Array] = []
     total = 0
-    chunk = max(1, CHUNK // len(weights))
+    chunk = max(1, CHUNK // n)
     size = chunk * max(1, BLOCK // chunk) if chunk < BLOCK else BLOCK
     try:
         while total < draws:
             batch = min(size, draws - total)
-            picks = _resamples(rng, count, batch)
-            w = picks[:, clusters] * weights
+            w, shift = redraw(rng, batch)
             means = np.array([prior.mean for prior in problem.priors])
             means = means + rng.normal(size=(batch, len(means))) * [p.sd for p in problem.priors]
-            own = ridge[np.arange(total, total + batch) % len(ridge)]
-            best = minimise(problem, own, w, prior_means=means, limit=LOOK)
+            worlds = Worlds(w, means, shift)
+            best = worlds.minimise(problem, ridge[np.arange(total, total + batch) % len(ridge)], LOOK)
             for start in others:
                 again = np.repeat(start[None], batch, axis=0)
-                best = _better(best, minimise(problem, again, w, prior_means=means, limit=LOOK))
-            for step in NEIGHBOURS if len(weights) < SMALL else ():
+                best = _better(best, worlds.minimise(problem, again, LOOK))
+            for step in NEIGHBOURS if n < SMALL else ():
                 again = np.roll(best.psi, step, axis=0)
-                best = _better(best, minimise(problem, again, w, prior_means=means, limit=LOOK))
-            best = _finished(problem, best, w, means)
+                best = _better(best, worlds.minimise(problem, again, LOOK))
+            best = _finished(problem, best, worlds)
             done.append(best.psi)
             settled.append(best.converged)
             total += batch
@@ -79,12 +159,12 @@ def bootstrap(
     return np.concatenate(done), True, float(np.mean(np.concatenate(settled)))
 
 
-def _finished(problem: Problem, found: Minima, w: Array, means: Array) -> Minima:
+def _finished(problem: Problem, found: Minima, worlds: Worlds) -> Minima:
     """The same with the few slow ones, along curved valleys, taken to their minimum."""
     slow = np.flatnonzero(~found.converged)
     if len(slow) == 0:
         return found
-    last = minimise(problem, found.psi[slow], w[slow], prior_means=means[slow], limit=FINISH)
+    last = worlds.take(slow).minimise(problem, found.psi[slow], FINISH)
     psi, value, converged = found.psi.copy(), found.value.copy(), found.converged.copy()
     psi[slow], value[slow], converged[slow] = last.psi, last.value, last.converged
     return Minima(psi, value, converged, found.iterations)
@@ -116,7 +196,7 @@ def laplace(
     draws: int,
     rng: np.random.Generator,
 ) -> Array:
-    """Normal draws around the optimum in free coordinates, cut at the box.
+    """Draws around the optimum in free coordinates, cut at the box: t with (units - p) degrees of freedom.
 
     The covariance is the sandwich ``A^-1 B A^-1 n/(n-p)``, ``A = sum_i w_i rho''(r_i) J_i J_i'``,
     ``B = sum_i w_i^2 rho'(r_i)^2 J_i J_i'`` (Huber 1967), right for unequal noise over the rows; with
@@ -146,6 +226,8 @@ def laplace(
     inverse = np.linalg.pinv(curvature, rcond=1e-13, hermitian=True)
     covariance = inverse @ meat @ inverse * correction
     noise = rng.multivariate_normal(np.zeros(p), covariance, size=draws, method="eigh")
+    freedom = max(units - p, 1)  # the scatter itself was estimated
+    noise /= np.sqrt(rng.chisquare(freedom, size=(draws, 1)) / freedom)
     out = np.repeat(psi[None], draws, axis=0)
     out[:, :p] = np.clip(psi[:p] + noise, problem.low[:p], problem.high[:p])
     return out

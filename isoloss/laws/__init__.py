@@ -25,10 +25,13 @@ if TYPE_CHECKING:
     from isoloss.laws.kaplan_n import KaplanN
     from isoloss.laws.kaplan_nd import KaplanNd
     from isoloss.laws.loss_to_error import LossToError
+    from isoloss.laws.m3 import M3
+    from isoloss.laws.m4 import M4
     from isoloss.laws.muennighoff import Muennighoff
+    from isoloss.laws.nezhurina import Nezhurina
     from isoloss.laws.power import Power
 
-__all__ = [
+__all__ = [  # noqa: RUF022 (plain order: M3 is a name, not a constant)
     "Broken1",
     "Broken2",
     "Gadre",
@@ -40,7 +43,10 @@ __all__ = [
     "KaplanN",
     "KaplanNd",
     "LossToError",
+    "M3",
+    "M4",
     "Muennighoff",
+    "Nezhurina",
     "Power",
 ]
 

@@ -56,6 +56,10 @@ class Broken1(Law):
         size = (1e-3 * top * min(1.0, place[0]) ** 3, 1e3 * top * max(1.0, place[1]) ** 3)
         return {"a": (1e-6 * top, 1.2 * top), "b": size, **dict.fromkeys(["d_1"], place)}
 
+    def floor(self, theta: Array) -> Array:
+        """The limit a, where the last slope falls; else the curve rises without end."""
+        return np.asarray(np.where(theta[..., 2] + theta[..., 3] > 0, theta[..., 0], np.inf))
+
     def value(self, theta: Sequence[Any], x: Mapping[str, Any]) -> Any:
         """See :meth:`isoloss.laws.law.Law.value`."""
         a, b, c_0, c_1, d_1, f_1 = theta

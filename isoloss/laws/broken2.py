@@ -59,6 +59,10 @@ class Broken2(Law):
         size = (1e-3 * top * min(1.0, place[0]) ** 3, 1e3 * top * max(1.0, place[1]) ** 3)
         return {"a": (1e-6 * top, 1.2 * top), "b": size, **dict.fromkeys(["d_1", "d_2"], place)}
 
+    def floor(self, theta: Array) -> Array:
+        """The limit a, where the last slope falls; else the curve rises without end."""
+        return np.asarray(np.where(theta[..., 2] + theta[..., 3] + theta[..., 6] > 0, theta[..., 0], np.inf))
+
     def canonical(self, theta: Array) -> Array:
         """Break 1 is the one at the smaller x."""
         swapped = theta[..., [0, 1, 2, 6, 7, 8, 3, 4, 5]]

@@ -71,6 +71,10 @@ class Henighan(_Law):
             "x_0": (1e-12 * float(values.min()), 1e12 * float(values.max())),
         }
 
+    def floor(self, theta: Array) -> Array:
+        """See :meth:`isoloss.laws.law.Law.floor`."""
+        return theta[..., 0]
+
     def value(self, theta: Sequence[Any], x: Mapping[str, Any]) -> Any:
         """See :meth:`isoloss.laws.law.Law.value`."""
         floor, place, alpha = theta

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from isoloss.laws.law import Published, positive, real
+from isoloss.laws.law import Array, Published, positive, real
 from isoloss.laws.power_sum import PowerSum, Term, term
 
 
@@ -49,6 +49,10 @@ class Hestness(PowerSum):
     def axes(self) -> tuple[str, ...]:  # type: ignore[override]
         """The one axis."""
         return (self.axis,)
+
+    def floor(self, theta: Array) -> Array:
+        """See :meth:`isoloss.laws.law.Law.floor`."""
+        return theta[..., 0]
 
     def terms(self, log: Mapping[str, Any]) -> Sequence[Term]:
         """Floor and reducible part."""

@@ -134,6 +134,14 @@ class Law(ABC):
         """
         return {}
 
+    def floor(self, theta: Array) -> Array | None:
+        """What the target tends to as the axes grow without end, (...,) for theta (..., P).
+
+        None where the law names none: its target falls to zero, or nobody has said. Infinite for a theta
+        whose curve ends in a rise.
+        """
+        return None
+
     def canonical(self, theta: Array) -> Array:
         """Of several thetas (..., P) that are one curve, the one to report: breaks in order, say."""
         return theta

@@ -154,6 +154,7 @@ def _one_axis(axes: Axes, fit: Fit) -> None:
     room = np.concatenate([fit.y, values])
     shown = floor is not None and floor[0] > 0.25 * float(fit.y.min())
     _limits(axes, fit, np.append(room, [floor[0]] if floor and shown else []))
+    shown = shown and floor is not None and floor[0] > axes.get_ylim()[0]  # the limits leave out what is far
     axes.plot(fit.x[axis], fit.y, "o", ms=5.5, color=INK, mec="white", mew=0.6, zorder=3)
     _ring(axes, fit, fit.x[axis], fit.y)
     if floor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from isoloss.comparing.versus_result import Versus
     from isoloss.fitting.approaches import Allocation
     from isoloss.fitting.prediction import Prediction
     from isoloss.fitting.result import Fit
@@ -20,10 +21,11 @@ _DRAWN_BY = {
     "Prediction": ("isoloss.fitting.prediction", "isoloss.report.predictions", "draw_prediction"),
     "Plan": ("isoloss.planning.result", "isoloss.report.plans", "draw_plan"),
     "Allocation": ("isoloss.fitting.approaches", "isoloss.report.allocations", "draw_allocation"),
+    "Versus": ("isoloss.comparing.versus_result", "isoloss.report.versus", "draw_versus"),
 }
 
 
-def plot(thing: Runs | Fit | Prediction | Plan | Allocation, ax: Axes | None = None) -> Axes:
+def plot(thing: Runs | Fit | Prediction | Plan | Allocation | Versus, ax: Axes | None = None) -> Axes:
     """The picture of a result, with its intervals.
 
     - runs: where they lie over size and tokens, coloured by loss, with lines of equal training FLOPs; loss
@@ -32,7 +34,9 @@ def plot(thing: Runs | Fit | Prediction | Plan | Allocation, ax: Axes | None = N
     - a prediction: the interval at each point;
     - a plan: the loss along the budget with the optimum, the choice of least expected regret and the
       near-optimal sizes; for a wanted loss the sizes and tokens that reach it;
-    - an allocation (:func:`isoloss.isoflop`, :func:`isoloss.envelope`): the optima and the line through them.
+    - an allocation (:func:`isoloss.isoflop`, :func:`isoloss.envelope`): the optima and the line through them;
+    - a comparison of two fits (:func:`isoloss.versus`): both curves with their bands, the interval of the
+      crossing, and where each has rows.
 
     Args:
         thing: what to draw.

@@ -245,3 +245,58 @@ def test_our_decay_constants_fit_no_worse_than_the_published(repeated):
     assert [found.parameters[name].status for name in base] == ["borrowed"] * 5
     r = y - law.evaluate(law.theta("muennighoff-2023"), **x)
     assert found.value <= 0.5 * np.sum(r**2)
+
+
+# --- Porian et al. 2024, arXiv:2406.19146 -----------------------------------------------------------
+
+SETTING = ("dataset", "hparams", "warmup", "decay", "param_count", "val")
+
+
+@pytest.fixture(scope="module")
+def porian(table):
+    """(published row, budgets, optimal sizes, their s.d. in ln N) of each of the fifteen settings."""
+    optima = {}
+    for row in table("laws/porian_discrepancies/optima.csv"):
+        if row["params_opt"]:
+            optima.setdefault(tuple(row[name] for name in SETTING), []).append(row)
+    published = table("laws/porian_discrepancies/published_fits.csv")
+    assert len(published) == 15
+    names = ("flops", "params_opt", "log_params_opt_std")
+    return [(row, *floats(optima[tuple(row[name] for name in SETTING)], *names)) for row in published]
+
+
+def exponent(flops, size, sd=None):
+    """``isoloss.fit`` of the size as a power of compute; unweighted without ``sd``."""
+    runs = {"flops": flops, "loss": size, "weight": np.ones_like(size) if sd is None else sd**-2}
+    objective = isoloss.LeastSquares(residual="log")
+    found = isoloss.fit(
+        "power(flops)", runs, objective=objective, weights="weight", draws=0, sensitivity=False
+    )
+    return -found.values["c"]
+
+
+def test_fifteen_exponents_of_the_optimal_size(porian):
+    for row, flops, size, _ in porian:
+        assert exponent(flops, size) == pytest.approx(float(row["n_exponent"]), abs=1e-3), row
+
+
+def test_fifteen_weighted_exponents_and_the_main_text(porian):
+    found = [exponent(flops, size, sd) for _, flops, size, sd in porian]
+    for (row, *_), got in zip(porian, found, strict=True):
+        assert got == pytest.approx(float(row["n_exponent_weighted"]), abs=1e-3), row
+    np.testing.assert_allclose(found[:5], [0.835, 0.706, 0.602, 0.571, 0.497], atol=1e-3)
+
+
+def test_raw_isoflops_give_the_exponents_within_three_hundredths(porian, table):
+    points = {}
+    for row in table("laws/porian_discrepancies/isoflop_points.csv"):
+        points.setdefault(tuple(row[name] for name in SETTING), []).append(row)
+    gaps, held = [], 0
+    for row, *_ in porian:
+        rows = points[tuple(row[name] for name in SETTING)]
+        params, tokens, flops, loss = floats(rows, "params", "tokens", "flops", "loss_nats")
+        a = isoloss.isoflop({"params": params, "tokens": tokens, "flops": flops, "loss": loss}).a
+        gaps.append(a.value - float(row["n_exponent"]))
+        held += a.low <= float(row["n_exponent"]) <= a.high
+    assert np.max(np.abs(gaps)) < 0.03
+    assert held >= 12  # of 15 intervals at 0.9

@@ -113,8 +113,9 @@ def test_clusters_of_equal_rows_are_rows_with_weights():
     repeated["run"] = np.repeat([f"run-{i}" for i in range(25)], times)
     objective = isoloss.LeastSquares()
     a = isoloss.fit(
-        "hoffmann", {**table, "w": times.astype(float)}, weights="w", objective=objective, draws=40
-    )
+        "hoffmann", {**table, "w": times.astype(float)}, weights="w", objective=objective, draws=40,
+        uncertainty="bootstrap",
+    )  # fmt: skip
     b = isoloss.fit("hoffmann", repeated, cluster="run", objective=objective, draws=40)
     np.testing.assert_allclose(np.log(b.draws[:, :3]), np.log(a.draws[:, :3]), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(b.draws[:, 3:], a.draws[:, 3:], rtol=1e-4)
@@ -131,8 +132,8 @@ def test_weights_have_no_unit(factor):
 
 def test_a_tie_is_the_law_with_one_exponent():
     table = noisy("gadre", seed=10)
-    tied = isoloss.fit("hoffmann", table, constraints=isoloss.Constraints(tie=(("alpha", "beta"),)), draws=30)
-    one = isoloss.fit("gadre", table, draws=30)
+    tied = isoloss.fit("hoffmann", table, constraints=isoloss.Constraints(tie=(("alpha", "beta"),)), draws=30, uncertainty="bootstrap")
+    one = isoloss.fit("gadre", table, draws=30, uncertainty="bootstrap")
     assert tied.value == pytest.approx(one.value, rel=1e-9)
     E, a, b, eta = one.theta
     np.testing.assert_allclose(tied.theta, [E, a * 6**-eta, b * 6**-eta, 2 * eta, 2 * eta], rtol=1e-5)

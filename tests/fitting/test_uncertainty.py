@@ -109,6 +109,7 @@ def test_laplace_of_a_straight_line_is_the_textbook_covariance():
     bread = np.linalg.inv(design.T @ design)
     meat = (design * (r**2)[:, None]).T @ design
     sd = np.sqrt((bread @ meat @ bread * 40 / 38)[1, 1])
+    sd *= np.sqrt(38 / 36)  # of a t with 38 degrees of freedom
     assert found.parameters["c"].stderr == pytest.approx(sd, rel=4 / np.sqrt(2 * 20000))
 
 

@@ -94,7 +94,7 @@ def test_the_formula_names_every_parameter(slug):
 
 
 def test_laws_of_one_axis_take_any_axis():
-    for slug in ("power", "hestness", "henighan", "broken1", "broken2"):
+    for slug in ("power", "hestness", "henighan", "broken1", "broken2", "m3", "m4", "nezhurina"):
         law = laws.get(f"{slug}(anything)")
         assert law.axes == ("anything",)
         assert law.spec == f"{slug}(anything)"

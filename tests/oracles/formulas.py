@@ -63,6 +63,36 @@ def broken(p: Values, x: Values, breaks: int) -> Any:
     return p["a"] + out
 
 
+def m3(p: Values, x: Values) -> Any:
+    return p["b"] * (1 / x["tokens"] + p["g"]) ** p["c"]
+
+
+def m4(p: Values, x: Values) -> Any:
+    """Bisection between e_inf and e_0 on the real parts, then Newton on the equation as it stands."""
+
+    def gap(loss: Any, q: Any, tokens: Any) -> Any:
+        return (loss - q["e_inf"]) / (q["e_0"] - loss) ** q["alpha"] - q["b"] * tokens ** -q["c"]
+
+    real = {name: np.real(value) for name, value in p.items()}
+    tokens = np.real(x["tokens"])
+    low, high = np.full_like(tokens, real["e_inf"]), np.full_like(tokens, real["e_0"])
+    with np.errstate(divide="ignore"):
+        for _ in range(200):
+            middle = (low + high) / 2
+            above = gap(middle, real, tokens) > 0
+            low, high = np.where(above, low, middle), np.where(above, middle, high)
+    loss = (low + high) / 2 + 0j
+    for _ in range(4):
+        left = (p["e_0"] - loss) ** -p["alpha"]
+        slope = left + p["alpha"] * (loss - p["e_inf"]) * left / (p["e_0"] - loss)
+        loss = loss - gap(loss, p, x["tokens"]) / slope
+    return loss if np.any(np.imag(loss)) else np.real(loss)
+
+
+def nezhurina(p: Values, x: Values) -> Any:
+    return p["A"] * (x["flops"] + p["B"]) ** -p["alpha"] + p["E"]
+
+
 def loss_to_error(p: Values, x: Values) -> Any:
     return p["epsilon"] - p["k"] * np.exp(-p["gamma"] * x["loss"])
 
@@ -90,7 +120,10 @@ FORMULAS: dict[str, Callable[[Values, Values], Any]] = {
     "kaplan-n": kaplan_n,
     "kaplan-nd": kaplan_nd,
     "loss-to-error": loss_to_error,
+    "m3": m3,
+    "m4": m4,
     "muennighoff": muennighoff,
+    "nezhurina": nezhurina,
     "power": power,
 }
 
@@ -110,9 +143,12 @@ PLANTED: dict[str, dict[str, float]] = {
     "kaplan-n": {"N_c": 8.8e13, "alpha_N": 0.076},
     "kaplan-nd": {"N_c": 6.4e13, "D_c": 1.8e13, "alpha_N": 0.076, "alpha_D": 0.103},
     "loss-to-error": {"epsilon": 0.86, "k": 2.2, "gamma": 0.71},
+    "m3": {"b": 60.0, "g": 1e-10, "c": 0.15},
+    "m4": {"e_inf": 1.6, "e_0": 9.0, "alpha": 0.8, "b": 500.0, "c": 0.3},
     "muennighoff": {
         "E": 1.87, "A": 520.0, "B": 1490.0, "alpha": 0.35, "beta": 0.36, "R_N": 5.3, "R_D": 15.4,
     },
+    "nezhurina": {"A": 4e6, "B": 3e18, "alpha": 0.35, "E": 0.2},
     "power": {"b": 30.0, "c": 0.11},
 }  # fmt: skip
 
@@ -120,6 +156,7 @@ RANGES = {
     "params": (1e7, 1e10),
     "params_nonembedding": (1e6, 1e10),
     "tokens": (1e8, 3e11),
+    "flops": (1e17, 1e22),
     "loss": (2.0, 6.0),
 }
 

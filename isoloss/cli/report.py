@@ -1,0 +1,78 @@
+"""``isoloss report``: one page that a reader can trust, open and print."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from isoloss.cli.budget import (
+    Bits,
+    Bytes,
+    DeviceHours,
+    Flops,
+    Loss,
+    Minimise,
+    Money,
+    Params,
+    Peak,
+    Price,
+    ServeTokens,
+    ServeUtilisation,
+    Tokens,
+    TotalFlops,
+    Utilisation,
+    budget_of,
+)
+from isoloss.cli.show import check_writable, say
+
+
+def report(
+    path: Annotated[str, typer.Argument(metavar="FIT", help="File of `isoloss fit --json`.")],
+    out: Annotated[str, typer.Option(help="The page to write.")] = "report.html",
+    flops: Flops = None,
+    total_flops: TotalFlops = None,
+    tokens: Tokens = None,
+    params: Params = None,
+    stored: Bytes = None,
+    device_hours: DeviceHours = None,
+    money: Money = None,
+    loss: Loss = None,
+    minimise: Minimise = None,
+    serve_tokens: ServeTokens = None,
+    bits: Bits = 16.0,
+    peak: Peak = None,
+    utilisation: Utilisation = None,
+    serve_utilisation: ServeUtilisation = None,
+    price_per_device_hour: Price = None,
+    group: Annotated[str | None, typer.Option(help="Which fit of `isoloss fit --by`.")] = None,
+    show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+) -> int:
+    """Write one HTML page about a fit.
+
+    Data, residuals, joint uncertainty, back-test, checklist, plan and how all was made, in one file that
+    needs no network. Without a budget it plans for ten times the dearest run.
+    """
+    from isoloss.fitting.result import load
+    from isoloss.report.page import write_report
+
+    found = load(path, group=group)
+    check_writable(out)
+    limits = (flops, total_flops, tokens, params, stored, device_hours, money, loss)
+    budget = None
+    if any(limit is not None for limit in limits):
+        budget = budget_of(
+            flops, total_flops, tokens, params, stored, device_hours, money, loss, minimise, serve_tokens,
+            bits, peak, utilisation, serve_utilisation, price_per_device_hour,
+        )  # fmt: skip
+    elif any(entry is not None for entry in (minimise, serve_tokens, peak, price_per_device_hour)):
+        raise ValueError("a budget needs a limit or a wanted loss: add --flops 1e22 or --loss 2.5, say")
+    page = write_report(found, out, budget)
+    if found.result != "identified":
+        say(f"the fit is {found.result}: the page says so first")
+    say(str(page))
+    if show:
+        import webbrowser
+
+        webbrowser.open(page.resolve().as_uri())
+    return 0

@@ -1,0 +1,1 @@
+"""Takes fits and tables, gives scores and verdicts: back-test, compare, stack, versus, prediction level."""

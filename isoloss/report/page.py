@@ -1,0 +1,154 @@
+"""Takes a fit and a budget, gives one self-contained page about it: the verb ``report``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from isoloss.comparing.backtest import Backtest
+from isoloss.files import write_atomically
+from isoloss.fitting.result import Fit
+from isoloss.planning.budget import Budget
+from isoloss.report.about_fit import (
+    data_section,
+    making_section,
+    parameter_section,
+    residual_section,
+    spread_text,
+)
+from isoloss.report.about_plan import (
+    Answer,
+    answer,
+    plan_section,
+    plan_sentence,
+    rates_section,
+    surface_section,
+)
+from isoloss.report.about_proof import (
+    back_tested,
+    backtest_section,
+    backtest_sentence,
+    checklist_section,
+    sensitivity_section,
+)
+from isoloss.report.blocks import Cautions, Section, cautions
+from isoloss.report.words import plural
+from isoloss.version import VERSION
+
+VERDICTS = {
+    "identified": "identified: the runs determine every parameter of the law",
+    "not-identified": "not identified: the runs do not determine this law. Many other parameters fit them as "
+    "well, so read no single number off this page and plan nothing with it",
+    "not-converged": "not converged: the minimiser stopped early, so the numbers are not those of the best fit",
+    "interrupted": "interrupted: fewer draws than asked, so the intervals are noisier",
+}
+
+
+def write_report(fit: Fit, path: str | Path, budget: Budget | None = None) -> Path:
+    """Write one HTML page about a fit: what was found, how sure it is, and what to train next.
+
+    The page holds everything: pictures as SVG, no script, nothing from a network. The same fit and budget
+    give the same bytes. A fit that is not identified has a page too, which says so first.
+
+    Args:
+        fit: what to report.
+        path: of the page.
+        budget: what to plan for; by default ten times the training FLOPs of the dearest run (or ten times
+            the most of the law's one axis).
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: the file cannot be written.
+
+    Example:
+        >>> import isoloss
+        >>> fit = isoloss.fit("power", {"tokens": [1e6, 2e6, 4e6, 8e6], "loss": [8, 4, 2, 1.0]}, draws=50)
+        >>> page = write_report(fit, "report.html")
+        >>> "power(tokens)" in page.read_text(encoding="utf-8")
+        True
+    """
+    path = Path(path)
+    write_atomically(path, report_html(fit, budget))
+    return path
+
+
+def report_html(fit: Fit, budget: Budget | None = None) -> str:
+    """The page as text, see :func:`write_report`."""
+    given, seen = answer(fit, budget), back_tested(fit)
+    sections = (
+        data_section(fit),
+        residual_section(fit),
+        parameter_section(fit),
+        surface_section(fit, given),
+        backtest_section(fit, seen),
+        checklist_section(fit, seen),
+        sensitivity_section(fit),
+        plan_section(fit, given),
+        rates_section(given),
+        making_section(fit, VERSION, command(budget)),
+    )
+    return _render(fit, _short(fit, given, seen, sections), cautions(fit.warnings), sections)
+
+
+def _short(fit: Fit, given: Answer, seen: Backtest | str, sections: Sequence[Section]) -> tuple[str, ...]:
+    """The answer in a few lines."""
+    used = f"{plural(len(fit.y), 'run')} used, {len(fit.removed)} removed"
+    said = [f"{used}; they scatter {spread_text(fit)} around the law (robust standard deviation)."]
+    if given.plan is not None:
+        own = {w.code for w in given.plan.warnings} - {w.code for w in fit.warnings}
+        place = [section.slug for section in sections].index("plan") + 1
+        noted = f" Section {place} has {plural(len(own), 'caution')} on it." if own else ""
+        said.append(plan_sentence(given.plan) + noted)
+    else:
+        open_ = fit.result == "not-identified"
+        said.append(f"No plan: {'the reason stands below, with what is needed.' if open_ else given.why}")
+    if isinstance(seen, Backtest) and len(seen):
+        said.append(backtest_sentence(seen))
+    return tuple(said)
+
+
+def command(budget: Budget | None) -> str:
+    """The command that writes this page again.
+
+    Example:
+        >>> command(Budget(flops=1e22, bytes=8e9))
+        'isoloss report FIT --flops 1e+22 --bytes 8e+09 --bits 16'
+    """
+    words = ["isoloss report FIT"]
+    for name, value in (budget.to_json() if budget else {}).items():
+        words.append(f"--{name.replace('_', '-')} {value if isinstance(value, str) else f'{value:g}'}")
+    return " ".join(words)
+
+
+def _unbroken(value: object) -> object:
+    """No line ends between a number and its per cent sign."""
+    return value.replace(" %", "\u00a0%") if type(value) is str else value
+
+
+def _render(fit: Fit, short: Sequence[str], found: Cautions, sections: Sequence[Section]) -> str:
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    held = files("isoloss.report")
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_unbroken
+    )
+    template = environment.from_string(held.joinpath("page.html.j2").read_text(encoding="utf-8"))
+    style = held.joinpath("page.css").read_text(encoding="utf-8")
+    place = fit.source.rpartition("/")[2].rpartition("\\")[2]
+    verdict, _, meaning = VERDICTS[fit.result].partition(": ")
+    return template.render(
+        fit=fit,
+        place="" if place == "memory" else place,
+        runs=plural(len(fit.y), "run"),
+        verdict=verdict,
+        meaning=meaning,
+        short=short,
+        found=found,
+        sections=sections,
+        style=Markup(style),
+        markup=Markup,
+    )
