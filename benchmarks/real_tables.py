@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.tables import LAWS, needed
+from benchmarks.tables import LAWS, needed, rows
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Columns = dict[str, Array]
@@ -24,12 +24,13 @@ class Table:
     """One published table.
 
     Attributes:
-        source: the study. name: which part of it.
+        source: the study. runs: tables with the same entry share training runs. name: which part.
         plain: the law that one fits by following the literature: hoffmann, or on one axis ``hestness``.
         columns: axes and loss.
     """
 
     source: str
+    runs: str
     name: str
     plain: str
     columns: Columns
@@ -47,6 +48,9 @@ class Table:
 
 
 AXES = {"params": "params", "tokens": "tokens"}
+SWEEPS = (("llama", "2048"), ("llama", "8192"), ("llama", "16384"), ("mlstm", "8192"), ("mlstm", "16384"))
+SETTING = ("dataset", "hparams", "warmup", "decay", "param_count", "val")
+DIVERGED, LEAST_ERROR = 4.5, 0.01
 GADRE_LOSSES = ("c4", "openlm", "paloma_dolma_100_programing_languages")
 LEARNERS = (
     "SVC_rbf",
@@ -59,77 +63,74 @@ LEARNERS = (
 
 
 def tables() -> Iterator[Table]:
-    """All tables, in the order of their halves: A, B, A, B within each source."""
+    """All tables."""
     loss = {**AXES, "loss": "loss_nats"}
-    yield Table(
-        "Chinchilla", "figure 4", "hoffmann", needed("chinchilla/points.csv", loss, {"outlier_excluded": "0"})
-    )
+    points = needed("chinchilla/points.csv", loss, {"outlier_excluded": "0"})
+    yield Table("Chinchilla", "figure 4", "figure 4", "hoffmann", points)
     for corpus in ("c4_original", "rpj", "rw_original"):
         for what in GADRE_LOSSES:
             keep = {**AXES, "loss": f"loss_nats_{what}"}
             part = needed("gadre_overtraining/runs.csv", keep, {"train_dataset": corpus})
-            yield Table("Gadre", f"{corpus}, {what}", "hoffmann", part)
-    for arch, context in (
-        ("llama", "2048"),
-        ("llama", "8192"),
-        ("llama", "16384"),
-        ("mlstm", "8192"),
-        ("mlstm", "16384"),
-    ):
+            yield Table("Gadre", corpus, f"{corpus}, {what.rpartition('_')[2]}", "hoffmann", part)
+    for arch, context in SWEEPS:
         where = {"arch": arch, "seq_len": context, "completed": "1"}
         part = needed("xlstm_isoflops/runs.csv", {**AXES, "loss": "val_loss_nats"}, where)
-        yield Table("xLSTM", f"{arch}, context {context}", "hoffmann", _rows(part, part["loss"] < 4.5))
+        name = f"{arch}, context {context}"
+        yield Table("xLSTM", name, name, "hoffmann", _rows(part, part["loss"] < DIVERGED))
     part = needed("misfitting/final.csv", {**loss, "lr": "lr_peak"})
-    for rate in (0.0004, 0.001, 0.002, 0.004, 0.008):
-        one = _rows(part, part["lr"] == rate)
-        yield Table("misfitting", f"peak rate {rate:g}", "hoffmann", {k: one[k] for k in loss})
-    for flag, what in (("1", "in the published fit"), ("0", "the others")):
-        keep = {**AXES, "tokens_unique": "tokens_unique", "loss": "loss_nats"}
+    for rate in np.unique(part["lr"]):
+        one, name = _rows(part, part["lr"] == rate), f"peak rate {rate:g}"
+        yield Table("misfitting", name, name, "hoffmann", {column: one[column] for column in loss})
+    for flag, name in (("1", "published fit"), ("0", "other runs")):
+        keep = {**loss, "tokens_unique": "tokens_unique"}
         part = needed("data_constrained/runs.csv", keep, {"in_published_fit": flag})
-        yield Table("data-constrained", what, "hoffmann", part)
-    yield from _porian()
+        yield Table("data-constrained", name, name, "hoffmann", part)
+    found = rows("porian_discrepancies/isoflop_points.csv")
+    for setting in sorted({tuple(row[part] for part in SETTING) for row in found}):
+        where = dict(zip(SETTING, setting, strict=True))
+        part = needed("porian_discrepancies/isoflop_points.csv", {**loss, "flops": "flops"}, where)
+        yield Table("Porian", ", ".join(setting[:4]), ", ".join(setting), "hoffmann", part)
     for model in ("6 Enc, 6 Dec", "6 Enc, 28 Dec", "Dec-only"):
         keep = {"tokens": "examples_seen", "loss": "loss_nats"}
         part = needed("learning_curves_nmt/curves.csv", keep, {"model": model})
-        yield Table("learning curves (NMT)", model, "hestness", part)
+        yield Table("NMT curves", model, model, "hestness", part)
     yield from _lcdb()
 
 
-def _porian() -> Iterator[Table]:
-    """The 15 settings."""
-    import itertools
-
-    names = ("dataset", "hparams", "warmup", "decay", "param_count", "val")
-    with (LAWS / "porian_discrepancies/isoflop_points.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    key = lambda row: tuple(row[name] for name in names)  # noqa: E731
-    for setting, part in itertools.groupby(sorted(rows, key=key), key):
-        columns = {
-            ours: np.array([float(row[theirs]) for row in part]) if False else None
-            for ours, theirs in ()
-        }
-        part = list(part)
-        columns = {
-            ours: np.array([float(row[theirs]) for row in part])
-            for ours, theirs in {**AXES, "flops": "flops", "loss": "loss_nats"}.items()
-        }
-        yield Table("Porian", ", ".join(setting), "hoffmann", columns)
-
-
 def _lcdb() -> Iterator[Table]:
-    """For each learner the curve with the most sizes, of those the one of the lowest data set id."""
+    """One curve a learner: of the most sizes, then of the lowest set; no set twice, none flat or near zero."""
     curves: dict[tuple[str, int], list[tuple[float, float]]] = {}
     with gzip.open(LAWS / "lcdb/learning_curves.csv.gz", "rt", encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            if row["learner"] in LEARNERS:
-                point = (float(row["size_train"]), float(row["error_test"]))
-                curves.setdefault((row["learner"], int(row["openmlid"])), []).append(point)
+            point = (float(row["size_train"]), float(row["error_test"]))
+            curves.setdefault((row["learner"], int(row["openmlid"])), []).append(point)
+    used: set[int] = set()
     for learner in LEARNERS:
-        best = max((k for k in curves if k[0] == learner), key=lambda k: (len(curves[k]), -k[1]))
-        size, error = np.array(sorted(curves[best])).T
-        short = learner.rpartition(".")[2]
-        yield Table("learning curves (LCDB)", f"{short}, set {best[1]}", "hestness", {"tokens": size, "loss": error})
+        fit = {
+            number: sorted(points)
+            for (name, number), points in curves.items()
+            if name == learner and number not in used and _falls([error for _, error in points])
+        }
+        number = max(fit, key=lambda number: (len(fit[number]), -number))
+        used.add(number)
+        size, error = np.array(fit[number]).T
+        name = f"{learner.rpartition('.')[2]}, set {number}"
+        yield Table("LCDB curves", name, name, "hestness", {"tokens": size, "loss": error})
+
+
+def _falls(error: list[float]) -> bool:
+    return LEAST_ERROR < min(error) < 0.9 * max(error)
 
 
 def _rows(columns: Mapping[str, Array], keep: Array) -> Columns:
     return {name: values[keep] for name, values in columns.items()}
+
+
+def halves() -> list[tuple[Table, str]]:
+    """Groups of tables that share runs go to half A and B in turn, through the whole list."""
+    found, groups = [], list[tuple[str, str]]()
+    for table in tables():
+        if (table.source, table.runs) not in groups:
+            groups.append((table.source, table.runs))
+        found.append((table, "AB"[groups.index((table.source, table.runs)) % 2]))
+    return found

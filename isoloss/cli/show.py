@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from isoloss.files import json_text, write_atomically
+from isoloss.report.words import interval as interval
+from isoloss.report.words import number as number
 
 Style = Literal["terminal", "markdown", "latex"]
 WIDTH = 110  # of tables that do not go to a terminal
@@ -64,22 +65,6 @@ def _rows(rows: Sequence[int]) -> str:
         return ""
     shown = ", ".join(map(str, rows[:8])) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
     return f" row{'s' if len(rows) > 1 else ''} {shown}:"
-
-
-def number(value: float, digits: int = 4) -> str:
-    """A number to read: 4 significant digits, an exponent only where it helps."""
-    if value is None or math.isnan(value):
-        return "—"
-    if math.isinf(value):
-        return "inf" if value > 0 else "-inf"
-    if value == 0 or 1e-3 <= abs(value) < 10**digits:
-        return f"{value:.{max(digits - 1 - math.floor(math.log10(abs(value) or 1)), 0)}f}"
-    return f"{value:.{digits - 1}e}" if abs(value) >= 1e6 or abs(value) < 1e-3 else f"{value:.0f}"
-
-
-def interval(low: float, high: float, digits: int = 4) -> str:
-    """``low to high``."""
-    return f"{number(low, digits)} to {number(high, digits)}"
 
 
 def for_people(json: str | None) -> contextlib.AbstractContextManager[object]:

@@ -344,11 +344,15 @@ def _one_fold(
             law, runs.take(np.arange(cut)), objective=objective, constraints=constraints, draws=draws,
             cluster=cluster, weights=weights, starts=starts, coverage=coverage, seed=seed, sensitivity=False,
         )  # fmt: skip
+        if found.result == "interrupted":
+            raise KeyboardInterrupt
         x = {axis: values[held] for axis, values in data.x.items()}
         seen = found.predict(of="run", coverage=coverage, **x)
     # The rows are good, so a ValueError here is the law's: undefined from every start.
     except (NoAnswer, ValueError) as error:
         return None, Fold(cut, len(held), largest, "no-answer", str(error), False)
+    if not np.isfinite(seen.draws).all():
+        return None, Fold(cut, len(held), largest, "no-answer", "some predictions are not finite", False)
     reason = next((w.text for w in found.warnings if w.level == "error"), "")
     y = data.y[held]
     return {

@@ -225,7 +225,8 @@ def laplace(
         meat += problem.temperature**2 * np.outer(slope, slope)
     inverse = np.linalg.pinv(curvature, rcond=1e-13, hermitian=True)
     covariance = inverse @ meat @ inverse * correction
-    noise = rng.multivariate_normal(np.zeros(p), covariance, size=draws, method="eigh")
+    size, axes = np.linalg.eigh(0.5 * (covariance + covariance.T))  # rounding can make it not quite positive
+    noise = rng.normal(size=(draws, p)) * np.sqrt(np.maximum(size, 0.0)) @ axes.T
     freedom = max(units - p, 1)  # the scatter itself was estimated
     noise /= np.sqrt(rng.chisquare(freedom, size=(draws, 1)) / freedom)
     out = np.repeat(psi[None], draws, axis=0)

@@ -62,7 +62,7 @@ def backtest_section(fit: Fit, found: Backtest | str) -> Section:
     unit = fit.units.get(fit.law.target, "")
     said += [
         backtest_sentence(found) + " Points of one fold share a fit, so the true band is wider.",
-        f"The median prediction was off by {100 * found.relative_error:.2g}% on average; the mean CRPS, the "
+        f"The median prediction was off by {number(100 * found.relative_error, 2)}% on average; the mean CRPS, the "
         f"distance between prediction and outcome, was {number(found.mean_crps, 3)} {unit if '/' in unit else ''}".rstrip()
         + ".",
     ]
@@ -103,7 +103,7 @@ def _folds(found: Backtest) -> Table:
             (
                 str(fold.fitted), str(fold.held), number(fold.largest, 3),
                 f"{int(hit[own].sum())} of {int(own.sum())}" if own.any() else "—",
-                f"{100 * error:.2g}%" if own.any() else "—", fold.result, fold.reason or "—",
+                f"{number(100 * error, 2)}%" if own.any() else "—", fold.result, fold.reason or "—",
             )
         )  # fmt: skip
     heads = ("fitted", "held back", "dearest fitted", "inside", "mean error", "result of the fit", "reason")

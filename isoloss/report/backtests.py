@@ -8,7 +8,7 @@ import numpy as np
 
 from isoloss.comparing.backtest import Backtest
 from isoloss.report.canvas import ACCENT, BLUE, GREY, counts, dress, legend, losses, named
-from isoloss.report.residuals import marks
+from isoloss.report.residuals import CROWD, marks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +37,7 @@ def draw_backtest(axes: Axes, found: Backtest, target: str = "loss", unit: str =
     )
     axes.axline((both.min(), both.min()), (both.max(), both.max()), color=GREY, lw=1.0, zorder=0)
     for own, colour, name in _kinds(found):
-        axes.vlines(found.y[own], found.low[own], found.high[own], color=colour, alpha=0.35, lw=2.0, zorder=1)
+        axes.vlines(found.y[own], found.low[own], found.high[own], zorder=1, **_bars(len(found), colour))
         axes.plot(found.y[own], found.median[own], "o", color=colour, zorder=3, label=name, **marks(len(found)))  # fmt: skip
     legend(axes, "upper left")
     shown = named(target, unit)
@@ -54,7 +54,7 @@ def draw_backtest_error(axes: Axes, found: Backtest) -> None:
     (counts if found.distance.max() > 20 else losses)(axes, "x", found.distance)
     axes.axhline(0.0, color=GREY, lw=1.0, zorder=0)
     for own, colour, name in _kinds(found):
-        axes.vlines(found.distance[own], low[own], high[own], color=colour, alpha=0.3, lw=2.5, zorder=1)
+        axes.vlines(found.distance[own], low[own], high[own], zorder=1, **_bars(len(found), colour))
         axes.plot(found.distance[own], error[own], "o", color=colour, zorder=3, label=name, **marks(len(found)))  # fmt: skip
     reach = 3.0 * max(float(np.max(np.abs(error))), 1e-6)
     shown = np.clip(np.concatenate([error, low[np.isfinite(low)], high[np.isfinite(high)]]), -reach, reach)
@@ -71,6 +71,13 @@ def _kinds(found: Backtest) -> list[tuple[Array, str, str]]:
         (~own, ACCENT, f"outside ({int((~own).sum())})"),
     ]
     return [kind for kind in kinds if kind[0].any()]
+
+
+def _bars(count: int, colour: str) -> dict[str, Any]:
+    """Intervals in the colour of their point; grey and thin where they would be all one sees."""
+    if count <= CROWD:
+        return {"color": colour, "alpha": 0.35, "lw": 2.0}
+    return {"color": GREY, "alpha": 0.12, "lw": 0.8}
 
 
 def _note(found: Backtest) -> str:

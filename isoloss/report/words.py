@@ -32,18 +32,6 @@ def interval(low: float, high: float, digits: int = 4) -> str:
     return f"{number(low, digits)} to {number(high, digits)}"
 
 
-def rows(numbers: Sequence[int], most: int = 8) -> str:
-    """Row numbers in words.
-
-    Example:
-        >>> rows([4]), rows([3, 5]), rows(range(1, 12))
-        ('row 4', 'rows 3, 5', 'rows 1, 2, 3, 4, 5, 6, 7, 8 and 3 more')
-    """
-    shown = ", ".join(map(str, list(numbers)[:most]))
-    more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
-    return f"row{'s' if len(numbers) > 1 else ''} {shown}{more}"
-
-
 def listed(parts: Sequence[str], last: str = "and") -> str:
     """Words joined as in a sentence.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -120,6 +121,25 @@ def test_a_fold_that_fails_is_listed_with_its_reason(tested, monkeypatch):
     assert not found.complete
     assert 0 not in found.fold
     assert "1 without scores" in repr(found)
+
+
+def test_predictions_without_end_and_ctrl_c_are_no_scores(tested, monkeypatch):
+    module = importlib.import_module("isoloss.comparing.backtest")
+    monkeypatch.setattr(isoloss.Fit, "reach", lambda self, x: np.ones(len(x["params"])))
+    real = module.fit_law
+    monkeypatch.setattr(
+        module,
+        "fit_law",
+        lambda *a, **k: replace(real(*a, **k), draws=np.full((20, 4), np.inf), scales=np.ones(20)),
+    )
+    with np.errstate(invalid="ignore"):
+        found = backtest(tested[0], draws=20, folds=1)
+    assert len(found) == 0
+    assert "not finite" in found.folds[0].reason
+    assert found.to_json()["crps"] is None
+    monkeypatch.setattr(module, "fit_law", lambda *a, **k: replace(real(*a, **k), result="interrupted"))
+    with pytest.raises(KeyboardInterrupt):
+        backtest(tested[0], draws=20, folds=1)
 
 
 def test_a_fit_by_clusters_says_that_the_folds_are_not():
