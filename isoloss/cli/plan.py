@@ -7,13 +7,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from isoloss.cli.budget import (
+    Bits,
+    Bytes,
+    DeviceHours,
+    Flops,
+    Loss,
+    Minimise,
+    Money,
+    Params,
+    Peak,
+    Price,
+    ServeTokens,
+    ServeUtilisation,
+    Tokens,
+    TotalFlops,
+    Utilisation,
+    budget_of,
+)
 from isoloss.cli.options import Json, Latex, Markdown, style_of
 from isoloss.cli.show import Style, Table, for_people, interval, number, say, show, write_json
 
 if TYPE_CHECKING:
     from isoloss.planning.budget import Budget
-
-Count = str | None
 
 
 def plan(
@@ -23,21 +39,21 @@ def plan(
             metavar="FIT", help="File of `isoloss fit --json`, or LAW@PUBLISHED without intervals."
         ),
     ],
-    flops: Annotated[Count, typer.Option(help="Training FLOPs, 6ND: 1e22.")] = None,
-    total_flops: Annotated[Count, typer.Option(help="Training and serving FLOPs.")] = None,
-    tokens: Annotated[Count, typer.Option(help="Unique tokens available: 300B.")] = None,
-    params: Annotated[Count, typer.Option(help="Largest size: 13B.")] = None,
-    stored: Annotated[Count, typer.Option("--bytes", help="Largest size of the stored weights: 8GB.")] = None,
-    device_hours: Annotated[Count, typer.Option(help="Needs --peak and --utilisation.")] = None,
-    money: Annotated[Count, typer.Option(help="Needs --price-per-device-hour too, in its currency.")] = None,
-    loss: Annotated[float | None, typer.Option(help="The loss wanted: then the cheapest way to it.")] = None,
-    minimise: Annotated[str | None, typer.Option(help="With --loss: which cost to make small.")] = None,
-    serve_tokens: Annotated[Count, typer.Option(help="Tokens that will be served in all: 2T.")] = None,
-    bits: Annotated[float, typer.Option(help="Per stored parameter at serving.")] = 16.0,
-    peak: Annotated[Count, typer.Option(help="FLOP/s of one device: 989e12.")] = None,
-    utilisation: Annotated[float | None, typer.Option(help="Share of the peak in training: 0.4.")] = None,
-    serve_utilisation: Annotated[float | None, typer.Option(help="The same in serving.")] = None,
-    price_per_device_hour: Annotated[float | None, typer.Option(help="In any currency.")] = None,
+    flops: Flops = None,
+    total_flops: TotalFlops = None,
+    tokens: Tokens = None,
+    params: Params = None,
+    stored: Bytes = None,
+    device_hours: DeviceHours = None,
+    money: Money = None,
+    loss: Loss = None,
+    minimise: Minimise = None,
+    serve_tokens: ServeTokens = None,
+    bits: Bits = 16.0,
+    peak: Peak = None,
+    utilisation: Utilisation = None,
+    serve_utilisation: ServeUtilisation = None,
+    price_per_device_hour: Price = None,
     within: Annotated[float, typer.Option(help="Near-optimal: loss within this share of the best.")] = 0.001,
     coverage: Annotated[
         float | None, typer.Option(min=0.01, max=0.999, help="Of intervals; default the fit's.")
@@ -52,31 +68,13 @@ def plan(
     Best loss within limits, or with --loss the cheapest way to it; every number comes with its interval.
     Exit 3 if the fit or the budget has no answer: then the reason, and the least that would be needed.
     """
-    from isoloss.planning.budget import Budget
     from isoloss.planning.optimum import plan as make_plan
-    from isoloss.runs.units import parse_bytes, parse_count
-
-    def count(text: str | None) -> float | None:
-        return None if text is None else parse_count(text)
 
     style, (source, theta, note) = style_of(md, latex), _source(path, group)
-    budget = Budget(
-        flops=count(flops),
-        total_flops=count(total_flops),
-        tokens=count(tokens),
-        params=count(params),
-        bytes=None if stored is None else parse_bytes(stored),
-        device_hours=count(device_hours),
-        money=count(money),
-        loss=loss,
-        minimise=minimise,
-        serve_tokens=count(serve_tokens) or 0.0,
-        bits=bits,
-        peak=count(peak),
-        utilisation=utilisation,
-        serve_utilisation=serve_utilisation,
-        price_per_device_hour=price_per_device_hour,
-    )
+    budget = budget_of(
+        flops, total_flops, tokens, params, stored, device_hours, money, loss, minimise, serve_tokens, bits, peak,
+        utilisation, serve_utilisation, price_per_device_hour,
+    )  # fmt: skip
     document = make_plan(source, budget, coverage=coverage, within=within, theta=theta).to_json()
     with for_people(json):
         if note:

@@ -78,7 +78,7 @@ def draw(
     ridge, others = _ridge(found, place), _others(found)
     if how == "posterior":
         minima = np.vstack([ridge, others])
-        out = posterior(problem, minima, data.weights, data.clusters, draws, rng, progress)
+        out = posterior(problem, minima, data.weights, draws, rng, progress)
         return Cloud(how, out.psi, out.scale, out.complete, agreement=out.agreement)
     redraw = {
         "bootstrap": lambda: by_rows(data.weights, data.clusters),

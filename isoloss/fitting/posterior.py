@@ -21,11 +21,14 @@ from isoloss.fitting.uncertainty import Progress, laplace
 Array = np.ndarray[Any, np.dtype[Any]]
 
 ENSEMBLES = 2  # independent ones, whose agreement is the check
-WALKERS = 60  # of each ensemble
-SETTLE = 150  # steps thrown away
-LEAST = 200  # steps kept at the least
+WALKERS = (
+    60,
+    200,
+)  # of each ensemble, least and most; where they stand at one time are nearly independent draws
+SETTLE = 300  # steps thrown away: the far end of a curved valley fills slowly
+APART = 50  # steps between two looks at all walkers
 REPORT = 50  # steps between two reports
-SPREAD = 0.7  # of the first walkers, in units of Laplace's approximation
+SPREAD = 1.0  # of the first walkers, in units of Laplace's approximation
 JUMP = 0.1  # share of difference moves that go all the way, from one mode to another
 
 
@@ -50,7 +53,6 @@ def posterior(
     problem: Problem,
     minima: Array,
     weights: Array,
-    clusters: Array,
     draws: int,
     rng: np.random.Generator,
     progress: Progress | None = None,
@@ -69,18 +71,17 @@ def posterior(
 
     Args:
         problem: with its priors, if any. minima: where to begin, (m, q), the estimate first.
-        weights: (n,) row weights. clusters: (n,), for the first guess of the spread only.
+        weights: (n,) row weights.
         draws: how many to keep.
     """
     target = _Target(problem, weights)
-    walkers = max(WALKERS, 4 * target.size)
-    at = target.first(minima, clusters, ENSEMBLES * walkers, rng)
-    at = at.reshape(ENSEMBLES, walkers, target.size)
-    steps = max(LEAST, math.ceil(5 * draws / (ENSEMBLES * walkers)))
-    kept, complete = walk(target, at, SETTLE, steps, rng, progress)
+    walkers = 2 * math.ceil(min(max(draws / ENSEMBLES, WALKERS[0]), WALKERS[1]) / 2)
+    at = target.first(minima, ENSEMBLES * walkers, rng).reshape(ENSEMBLES, walkers, target.size)
+    looks = math.ceil(draws / (ENSEMBLES * walkers))
+    kept, complete = walk(target, at, SETTLE, looks * APART, rng, progress)
     agreement = _agreement(kept)
-    flat = kept.reshape(-1, target.size)
-    chosen = flat[np.linspace(0, len(flat) - 1, draws).astype(int)]
+    late = kept[::-APART][:looks].reshape(-1, target.size)
+    chosen = late[rng.permutation(len(late))[:draws]]
     psi, log_scale = chosen[:, : target.p], chosen[:, target.p]
     widen, sd = problem.objective.spread(np.exp(log_scale))
     centre = minima[0][: target.p]
@@ -99,10 +100,10 @@ class _Target:
         self.low, self.high = problem.low[: self.p], problem.high[: self.p]
         self.total = float(np.sum(weights))
 
-    def first(self, minima: Array, clusters: Array, count: int, rng: np.random.Generator) -> Array:
+    def first(self, minima: Array, count: int, rng: np.random.Generator) -> Array:
         """Walkers around the estimate, and around other minima, inside the box, (count, p + 1)."""
         p, problem = self.p, self.problem
-        cloud = laplace(problem, minima[0], self.weights, clusters, count, rng)[:, :p]
+        cloud = laplace(problem, minima[0], self.weights, np.arange(len(self.weights)), count, rng)[:, :p]
         moves = SPREAD * (cloud - minima[0][:p])
         width = self.high - self.low
         # A direction that the rows leave open would throw every walker against the box.
@@ -184,7 +185,7 @@ def walk(
             if progress and (step + 1) % REPORT == 0:
                 progress("posterior", step + 1, total)
     except KeyboardInterrupt:
-        if len(kept) < REPORT:
+        if len(kept) < APART:
             raise
         return np.array(kept), False
     return np.array(kept), True
