@@ -55,9 +55,9 @@ class Objective:
         raise TypeError(f"{type(self).__name__} has a scale of its own")
 
     def spread(self, kappa: Array) -> tuple[float, Array]:
-        """By how much to widen posterior draws, and the standard deviation of the noise, from ``kappa``.
+        """How much more the estimate scatters than its posterior says, and the noise's scale, from ``kappa``.
 
-        With a scale of its own an objective is a likelihood: nothing to widen, and ``kappa`` is the scale.
+        With a scale of its own an objective is a likelihood: the ratio is 1, and ``kappa`` is the scale.
         """
         return 1.0, kappa
 
@@ -158,7 +158,7 @@ class LeastSquares(Objective):
         return np.asarray(0.5 * np.log(2 * np.pi * kappa))
 
     def spread(self, kappa: Array) -> tuple[float, Array]:
-        """The root of the variance; nothing to widen."""
+        """1, and the root of the variance."""
         return 1.0, np.sqrt(kappa)
 
     def rho(self, r: Array) -> Array:
