@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from isoloss.comparing.stack import Stack, auto
     from isoloss.comparing.versus import versus
     from isoloss.comparing.versus_result import Versus
-    from isoloss.errors import NoAnswer
+    from isoloss.errors import NoAnswer, StoreError
     from isoloss.fitting.approaches import envelope, isoflop
     from isoloss.fitting.constraints import Constraints
     from isoloss.fitting.estimate import fit
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from isoloss.report.page import write_report
     from isoloss.report.pictures import plot
     from isoloss.runs import Runs, check, read
+    from isoloss.study.ledger import Ledger
+    from isoloss.study.promise import promise
+    from isoloss.study.store import Store
 
 __version__ = VERSION
 
@@ -51,12 +54,15 @@ _HOME = {
     "Gaussian": "isoloss.fitting.objective",
     "Huber": "isoloss.fitting.objective",
     "LeastSquares": "isoloss.fitting.objective",
+    "Ledger": "isoloss.study.ledger",
     "Level": "isoloss.comparing.level",
     "NoAnswer": "isoloss.errors",
     "Plan": "isoloss.planning.result",
     "Profile": "isoloss.fitting.profile",
     "Runs": "isoloss.runs",
     "Stack": "isoloss.comparing.stack",
+    "Store": "isoloss.study.store",
+    "StoreError": "isoloss.errors",
     "StudentT": "isoloss.fitting.objective",
     "Versus": "isoloss.comparing.versus_result",
     "auto": "isoloss.comparing.stack",
@@ -71,6 +77,7 @@ _HOME = {
     "plan": "isoloss.planning.optimum",
     "plot": "isoloss.report.pictures",
     "profile": "isoloss.fitting.profile",
+    "promise": "isoloss.study.promise",
     "read": "isoloss.runs",
     "versus": "isoloss.comparing.versus",
     "write_report": "isoloss.report.page",
@@ -85,12 +92,15 @@ __all__ = [
     "Gaussian",
     "Huber",
     "LeastSquares",
+    "Ledger",
     "Level",
     "NoAnswer",
     "Plan",
     "Profile",
     "Runs",
     "Stack",
+    "Store",
+    "StoreError",
     "StudentT",
     "Versus",
     "auto",
@@ -105,6 +115,7 @@ __all__ = [
     "plan",
     "plot",
     "profile",
+    "promise",
     "read",
     "versus",
     "write_report",

@@ -1,4 +1,4 @@
-"""The one exception that is not about bad input: the question is fine, the data cannot answer it."""
+"""The exceptions of this package's own: a good question without an answer, a store that cannot be used."""
 
 
 class NoAnswer(RuntimeError):
@@ -22,3 +22,17 @@ class NoAnswer(RuntimeError):
         super().__init__(f"{reason.rstrip('.')}. Needed: {needed}")
         self.reason = reason
         self.needed = needed
+
+
+class StoreError(ValueError):
+    """A store cannot be opened, read or written as asked; what was committed before is untouched.
+
+    The file is damaged, newer, locked, full or not to be written to, or an entry is to be changed, which an
+    append-only file does not do. The message says what to do.
+
+    Example:
+        >>> raise StoreError("runs.db is locked. Do: try again")
+        Traceback (most recent call last):
+            ...
+        isoloss.errors.StoreError: runs.db is locked. Do: try again
+    """

@@ -27,14 +27,36 @@ def json_text(document: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Refuse a place that no file can be written to, before the work whose result is to go there.
+
+    Raises:
+        ValueError: the path is a folder, or its folder does not exist or cannot be written.
+    """
+    if not path.name or path.is_dir():
+        raise ValueError(f"cannot write {path}: it is a folder. Add the name of a file")
+    folder = _target(path).parent
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise ValueError(f"cannot write {path}: {folder} is no folder that can be written to")
+
+
+def _target(path: Path) -> Path:
+    """The file behind a symbolic link: the link stays, what it points to is written."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write ``text`` beside ``path`` and rename: a crash leaves the old file or the new one.
 
+    A symbolic link is followed and kept.
+
     Raises:
-        ValueError: the folder does not exist or cannot be written.
+        ValueError: the path is a folder, or its folder does not exist or cannot be written.
     """
+    refuse_unwritable(path)
+    target = _target(path)
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
     try:
@@ -43,7 +65,7 @@ def write_atomically(path: Path, text: str) -> None:
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(name, 0o666 & ~umask)  # mkstemp's 0600 is for secrets
-        os.replace(name, path)
+        os.replace(name, target)
     except BaseException as error:
         os.unlink(name)
         if isinstance(error, OSError):

@@ -250,6 +250,8 @@ def documents(tmp_path_factory):
         "level hestness curve.csv --draws 20",
         "compare auto curve.csv --draws 20 --folds 1",
         "fit auto curve.csv --draws 20",
+        "predict 7.json --params 1M --tokens 4M,8M --of run --ledger led.db --recalibrate",
+        "ledger led.db --record 1=1.5",
     ]
     out: dict[str, list] = {}
     for i, command in enumerate(commands):

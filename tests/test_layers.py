@@ -24,9 +24,10 @@ MAY_IMPORT = {
     "fitting": {"runs", "laws", "errors", "files"},
     "planning": {"runs", "laws", "fitting", "errors", "files"},
     "comparing": {"runs", "laws", "fitting", "planning", "errors", "files"},
-    "cli": {"runs", "laws", "fitting", "planning", "comparing", "errors", "files", "report", ""},
+    "study": {"runs", "laws", "fitting", "planning", "comparing", "errors", "files"},
+    "cli": {"runs", "laws", "fitting", "planning", "comparing", "study", "errors", "files", "report", ""},
     "report": {"runs", "laws", "fitting", "planning", "comparing", "errors", "files", "version"},
-    "": {"runs", "laws", "fitting", "planning", "comparing", "errors", "report", "version"},
+    "": {"runs", "laws", "fitting", "planning", "comparing", "study", "errors", "report", "version"},
     "__main__": {"cli"},
 }
 LONGEST = 600
@@ -115,7 +116,7 @@ def modules_after(code: str) -> set[str]:
     return {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
 
 
-HEAVY = {"scipy", "pandas", "torch", "matplotlib", "typer", "rich", "pyarrow"}
+HEAVY = {"scipy", "pandas", "torch", "matplotlib", "typer", "rich", "pyarrow", "sqlalchemy"}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from isoloss.cli.check import check
 from isoloss.cli.compare import compare
 from isoloss.cli.fit import fit
 from isoloss.cli.laws import laws
+from isoloss.cli.ledger import ledger
 from isoloss.cli.level import level
 from isoloss.cli.plan import plan
 from isoloss.cli.predict import predict
@@ -24,7 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     pretty_exceptions_enable=False,
 )
-for verb in (laws, check, fit, compare, predict, plan, report, versus, level):
+for verb in (laws, check, fit, compare, predict, ledger, plan, report, versus, level):
     app.command()(verb)
 
 

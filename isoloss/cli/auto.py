@@ -51,5 +51,10 @@ def fit_auto(
     with for_people(json):
         print_comparison(found.comparison, style)
         parts = ", ".join(f"{w:.2f} {f.law.spec}" for w, f in zip(found.weights, found.members, strict=True))
+        if found.recency:
+            say(
+                f"rows weighted by {found.axes[0]}^{found.recency:g}: the end of a curve is what is carried on",
+                style,
+            )
         say(f"stack: {parts}; the leading fit:", style)
     return found

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from isoloss.planning.budget import Budget
 
 Flops = Annotated[str | None, typer.Option("--flops", help="Training FLOPs, 6ND: 1e22.")]
@@ -23,7 +25,7 @@ Minimise = Annotated[str | None, typer.Option("--minimise", help="With --loss: w
 ServeTokens = Annotated[
     str | None, typer.Option("--serve-tokens", help="Tokens that will be served in all: 2T.")
 ]
-Bits = Annotated[float, typer.Option("--bits", help="Per stored parameter at serving.")]
+Bits = Annotated[float | None, typer.Option("--bits", help="Per stored parameter at serving; default 16.")]
 Peak = Annotated[str | None, typer.Option("--peak", help="FLOP/s of one device: 989e12.")]
 Utilisation = Annotated[
     float | None, typer.Option("--utilisation", help="Share of the peak in training: 0.4.")
@@ -43,20 +45,24 @@ def budget_of(
     loss: float | None,
     minimise: str | None,
     serve_tokens: str | None,
-    bits: float,
+    bits: float | None,
     peak: str | None,
     utilisation: float | None,
     serve_utilisation: float | None,
     price_per_device_hour: float | None,
 ) -> Budget:
-    """The budget that the options describe, counts and sizes as people write them."""
+    """The budget that the options describe, counts and sizes as people write them.
+
+    Raises:
+        ValueError: as :class:`Budget`; or a rate or price that no cost of this budget uses.
+    """
     from isoloss.planning.budget import Budget
     from isoloss.runs.units import parse_bytes, parse_count
 
     def count(text: str | None) -> float | None:
         return None if text is None else parse_count(text)
 
-    return Budget(
+    budget = Budget(
         flops=count(flops),
         total_flops=count(total_flops),
         tokens=count(tokens),
@@ -67,9 +73,27 @@ def budget_of(
         loss=loss,
         minimise=minimise,
         serve_tokens=count(serve_tokens) or 0.0,
-        bits=bits,
+        bits=Budget.bits if bits is None else bits,
         peak=count(peak),
         utilisation=utilisation,
         serve_utilisation=serve_utilisation,
         price_per_device_hour=price_per_device_hour,
     )
+    hours = ("--peak", peak), ("--utilisation", utilisation)
+    _refuse_unused(hours[:1], hours[1:])
+    _refuse_unused(hours[1:], hours[:1])
+    _refuse_unused([("--price-per-device-hour", price_per_device_hour)], hours)
+    priced = (*hours, ("--price-per-device-hour", price_per_device_hour), ("--serve-tokens", serve_tokens))
+    _refuse_unused([("--serve-utilisation", serve_utilisation)], priced)
+    return budget
+
+
+def _refuse_unused(given: Sequence[tuple[str, object]], needed: Sequence[tuple[str, object]]) -> None:
+    """An option that means nothing without others, some of which are not there."""
+    missing = [option for option, value in needed if value is None]
+    for option, value in given:
+        if value is not None and missing:
+            raise ValueError(
+                f"{option} is used only with {' and '.join(o for o, _ in needed)}: add {', '.join(missing)}, or "
+                f"leave {option} out"
+            )

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from isoloss.cli.options import Columns, Format, Json, Units, Where, law_named, table
-from isoloss.cli.show import findings, for_people, say, write_json
+from isoloss.cli.show import findings, for_people, plural, say, write_json
 
 
 def check(
@@ -35,7 +35,9 @@ def check(
     warnings = sum(f.level == "warning" for f in found)
     with for_people(json):
         findings(found, "terminal")
-        say(f"{len(runs)} rows of {path} for {target.spec}: {errors} errors, {warnings} warnings.")
+        say(
+            f"{plural(len(runs), 'row')} of {path} for {target.spec}: {plural(errors, 'error')}, {plural(warnings, 'warning')}."
+        )
     if json is not None:
         write_json(
             json,

@@ -48,13 +48,14 @@ def _is_beyond(found: Fit) -> bool:
 
 
 def print_checklist(found: Fit, style: Style, whole: bool) -> None:
-    """One line per section, or every question with its answer."""
-    from isoloss.fitting.checklist import tally
-
+    """How much is answered and what is open, in one line; or every question with its answer."""
     if whole:
         rows = [[item.section, item.key, item.answer or "—", item.source] for item in found.checklist]
         show(Table(["section", "key", "answer", "from"], rows), style)
         return
-    for section, answered, asked, missing in tally(found.checklist):
-        lacks = f"; missing: {', '.join(missing)}" if missing else ""
-        say(f"{section}: {answered} of {asked} stated{lacks}", style)
+    missing = [item.key for item in found.checklist if item.source == "missing"]
+    asked = len(found.checklist)
+    lacks = (
+        f"; open: {', '.join(missing)} (--checklist prints all, --about KEY=TEXT answers)" if missing else ""
+    )
+    say(f"checklist: {asked - len(missing)} of {asked} answered{lacks}", style)

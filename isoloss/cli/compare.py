@@ -26,6 +26,7 @@ from isoloss.cli.show import (
     for_people,
     interval,
     number,
+    plural,
     progress,
     say,
     show,
@@ -111,7 +112,8 @@ def print_comparison(found: Comparison, style: Style) -> None:
     best = found.best.backtest
     far = f", the dearest {best.distance.max():.3g}x beyond the fitted" if len(best) else ""
     say(
-        f"{len(found.standings)} laws on {found.rows} rows; {len(best)} held out in {len(best.folds)} folds by "
+        f"{plural(len(found.standings), 'law')} on {found.rows} rows; {len(best)} held out in "
+        f"{plural(len(best.folds), 'fold')} by "
         f"{found.cost_rule}{far}; {found.objective}; seed {found.seed}",
         style,
     )

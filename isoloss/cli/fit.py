@@ -31,6 +31,7 @@ from isoloss.cli.show import (
     for_people,
     interval,
     number,
+    plural,
     progress,
     say,
     show,
@@ -38,6 +39,10 @@ from isoloss.cli.show import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from isoloss.errors import NoAnswer
+    from isoloss.fitting.constraints import Constraints
     from isoloss.fitting.objective import Objective
     from isoloss.fitting.result import Estimate, Fit
     from isoloss.laws.law import Law
@@ -108,7 +113,6 @@ def fit(
     Exit 3 if the data do not identify it: then the reason, and the least that would be needed.
     """
     from isoloss.errors import NoAnswer
-    from isoloss.fitting.cautions import UNIDENTIFIED
     from isoloss.fitting.checklist import parse_about
     from isoloss.fitting.constraints import Constraints
     from isoloss.fitting.estimate import fit as fit_law
@@ -133,9 +137,11 @@ def fit(
             _print(stack.leading, "", style, checklist)
         if json is not None:
             write_json(json, stack.to_json())
+        _refuse_open({"": stack.leading}, {}, None)
         return 0
     style, form = style_of(md, latex), law_named(law)
     held = Constraints.parse(fix or (), tie or (), bound or (), prior or (), borrow or ())
+    profiled = _to_profile(profile, form, held, cluster)
     loss = objective_named(form, objective, delta, df, residual, reduction)
     stated = parse_about(about or ())
     runs = table(path, columns, where, units, format)
@@ -161,7 +167,7 @@ def fit(
         finally:
             stop()
         with for_people(json):
-            _print(fits[name], f"{by} = {name}" if by else "", style, checklist, profile)
+            _print(fits[name], f"{by} = {name}" if by else "", style, checklist, profiled)
         if len(fits[name].draws) < draws:  # Ctrl-C: what is done is kept, nothing more is begun
             left = list(groups)[list(groups).index(name) + 1 :]
             if left:
@@ -169,6 +175,15 @@ def fit(
             break
     if json is not None and fits:
         write_json(json, _document(fits, by))
+    _refuse_open(fits, unanswered, by)
+    return 0
+
+
+def _refuse_open(fits: dict[str, Fit], unanswered: dict[str, NoAnswer], by: str | None) -> None:
+    """Exit code 3 for the first group whose rows do not determine the law, when all is written."""
+    from isoloss.errors import NoAnswer
+    from isoloss.fitting.cautions import UNIDENTIFIED
+
     for name, found in fits.items():
         reason = next((w for w in found.warnings if w.code in UNIDENTIFIED), None)
         if reason is not None:
@@ -176,7 +191,6 @@ def fit(
     if unanswered:
         name, why = next(iter(unanswered.items()))
         raise NoAnswer(f"{f'{by} = {name}: ' if by else ''}{why.reason}", why.needed)
-    return 0
 
 
 def objective_named(
@@ -197,6 +211,32 @@ def objective_named(
                 raise ValueError(f"--{option} belongs to --objective {owner}, got {name}")
             settings[option] = value
     return OBJECTIVES[name](**settings)
+
+
+def _to_profile(text: str | None, law: Law, held: Constraints, cluster: str | None) -> tuple[str, ...]:
+    """The parameters that ``--profile`` names, refused before the fit where they have no profile."""
+    if text is None:
+        return ()
+    if cluster is not None:
+        raise ValueError(
+            f"a profile treats rows as independent, and --cluster {cluster} says that they are not. "
+            "Leave --profile out: the intervals by --cluster stand in the table"
+        )
+    names = tuple(part.strip() for part in text.split(","))
+    tied = {name for group in held.tie for name in group}
+    for name in names:
+        if name not in law.names:
+            raise ValueError(
+                f"--profile needs parameters of {law.slug} ({', '.join(law.names)}), got {name!r}"
+            )
+        if name in held.fix or name in held.borrow or name in tied:
+            how = "tied" if name in tied else "borrowed" if name in held.borrow else "fixed"
+            raise ValueError(
+                f"--profile needs parameters fitted by themselves, and {name} is {how}. Leave it out"
+            )
+        if names.count(name) > 1:
+            raise ValueError(f"--profile names {name} twice: keep one")
+    return names
 
 
 def _clean(runs: Runs, law: Law, codes: str | None, final: bool, best_of_sweep: bool) -> Runs:
@@ -228,7 +268,7 @@ def _spread(entry: Estimate) -> list[str]:
     return [number(entry.stderr, 2), interval(entry.low, entry.high)]
 
 
-def _print(found: Fit, title: str, style: Style, checklist: bool, profiled: str | None = None) -> None:
+def _print(found: Fit, title: str, style: Style, checklist: bool, profiled: Sequence[str] = ()) -> None:
     objective = found.objective
     settings = [f"{objective.residual} residuals", objective.reduction]
     if "delta" in vars(objective):
@@ -238,15 +278,15 @@ def _print(found: Fit, title: str, style: Style, checklist: bool, profiled: str 
     head = f"{found.law.spec}: {found.law.target} = {found.law.formula}"
     say(f"{title}: {head}" if title else head, style)
     say(
-        f"{len(found.y)} rows used, {len(found.removed)} removed; {objective.name} ({', '.join(settings)}) "
+        f"{plural(len(found.y), 'row')} used, {len(found.removed)} removed; {objective.name} ({', '.join(settings)}) "
         f"= {found.value:.9g}; {found.agreeing_starts:.0%} of {found.starts} starts agree; "
         f"R2 {found.r2:.4f}; {len(found.draws)} draws by {found.uncertainty}, seed {found.seed}",
         style,
     )
     rows = [[name, number(e.value), *_spread(e), e.status] for name, e in found.parameters.items()]
     show(Table(["parameter", "value", "s.e.", f"{100 * found.coverage:g}% interval", "status"], rows), style)
-    for name in profiled.split(",") if profiled else ():
-        _print_profile(found, name.strip(), style)
+    for name in profiled:
+        _print_profile(found, name, style)
     for name, how in found.derived.items():
         say(f"{name} was derived: {how}", style)
     for entry in found.removed[:8]:
@@ -260,9 +300,14 @@ def _print(found: Fit, title: str, style: Style, checklist: bool, profiled: str 
 
 
 def _print_profile(found: Fit, name: str, style: Style) -> None:
+    from isoloss.errors import NoAnswer
     from isoloss.fitting.profile import profile
 
-    ends = profile(found, name)
+    try:
+        ends = profile(found, name)
+    except NoAnswer as error:
+        say(f"{name}: no profile: {error.reason}", style)
+        return
     open_sides = [side for side, held in zip(("below", "above"), ends.bounded, strict=True) if not held]
     unbounded = f"; the rows do not bound it {' or '.join(open_sides)}" if open_sides else ""
     text = interval(ends.low, ends.high)

@@ -20,7 +20,18 @@ from isoloss.cli.options import (
     style_of,
     table,
 )
-from isoloss.cli.show import Style, Table, findings, for_people, interval, number, say, show, write_json
+from isoloss.cli.show import (
+    Style,
+    Table,
+    check_writable,
+    findings,
+    for_people,
+    interval,
+    number,
+    say,
+    show,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from isoloss.comparing.level import Level
@@ -57,6 +68,8 @@ def level(
     from isoloss.runs.units import parse_count
 
     style = style_of(md, latex)
+    if json is not None:
+        check_writable(json)
     found = find_level(
         law_named(law), table(path, columns, where, units, format), tolerance=tolerance, patience=patience,
         least=least, at=None if at is None else parse_count(at), draws=draws, coverage=coverage, seed=seed,
@@ -76,7 +89,7 @@ def _print(found: Level, style: Style) -> None:
     axis, target, share = found.law.axes[0], found.law.target, f"{100 * found.coverage:g}% interval"
     point = f"{format_count(found.at)} {axis}"
     say(
-        f"{found.law.spec}: {target} = {found.law.formula}; {len(found.prefixes)} prefixes, tolerance "
+        f"{found.law.spec}: {target} = {found.law.formula}; {len(found.prefixes)} prefix{'' if len(found.prefixes) == 1 else 'es'}, tolerance "
         f"{found.tolerance:g}, patience {found.patience}, seed {found.seed}",
         style,
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from isoloss.fitting.result import Fit
     from isoloss.laws.law import Law
     from isoloss.runs import Runs
 
@@ -55,3 +56,15 @@ def style_of(md: bool, latex: bool) -> Any:
     if md and latex:
         raise ValueError("--md and --latex exclude each other: choose one")
     return "markdown" if md else "latex" if latex else "terminal"
+
+
+def leading_fit(path: str, group: str | None, what: str) -> tuple[Fit, str]:
+    """The fit in a file; of a stack its leading one, and a line that says so."""
+    from isoloss.comparing.files import load
+    from isoloss.comparing.stack import Stack
+
+    found = load(path, group=group)
+    if not isinstance(found, Stack):
+        return found, ""
+    fit, weight = found.leading, max(found.weights)
+    return fit, f"{what} needs one law: of the stack the leading one, {fit.law.spec} (weight {weight:.2f})"

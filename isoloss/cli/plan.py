@@ -25,7 +25,7 @@ from isoloss.cli.budget import (
     Utilisation,
     budget_of,
 )
-from isoloss.cli.options import Json, Latex, Markdown, style_of
+from isoloss.cli.options import Json, Latex, Markdown, leading_fit, style_of
 from isoloss.cli.show import Style, Table, for_people, interval, number, say, show, write_json
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def plan(
     loss: Loss = None,
     minimise: Minimise = None,
     serve_tokens: ServeTokens = None,
-    bits: Bits = 16.0,
+    bits: Bits = None,
     peak: Peak = None,
     utilisation: Utilisation = None,
     serve_utilisation: ServeUtilisation = None,
@@ -90,18 +90,12 @@ def _source(path: str, group: str | None) -> tuple[Any, str | None, str]:
 
     Of a stack its leading fit, and a line that says so.
     """
-    from isoloss.comparing.files import load
-    from isoloss.comparing.stack import Stack
     from isoloss.laws import get
 
     match = re.fullmatch(r"([\w-]+(?:\(\w+\))?)@([\w.-]+)", path)
     if match is None:
-        found = load(path, group=group)
-        if not isinstance(found, Stack):
-            return found, None, ""
-        weight = max(found.weights)
-        note = f"a plan needs one law: of the stack the leading one, {found.leading.law.spec} (weight {weight:.2f})"
-        return found.leading, None, note
+        found, note = leading_fit(path, group, "a plan")
+        return found, None, note
     law = get(match[1])
     law.published_fit(match[2])  # names what there is, if this is not
     return law, match[2], ""

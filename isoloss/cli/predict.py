@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from isoloss.comparing.stack import Stack
     from isoloss.fitting.prediction import Prediction
     from isoloss.fitting.result import Fit
+    from isoloss.study.ledger import Correction
 
 Count = str | None
 
@@ -38,19 +39,32 @@ def predict(
         float | None, typer.Option(min=0.01, max=0.999, help="Of intervals; default the fit's.")
     ] = None,
     group: Annotated[str | None, typer.Option(help="Which fit of `isoloss fit --by`.")] = None,
+    ledger: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write the prediction of one new run down here, before the run."),
+    ] = None,
+    note: Annotated[str | None, typer.Option(help="Text to keep with it, with --ledger.")] = None,
+    recalibrate: Annotated[
+        bool, typer.Option(help="Widths as the ledger's history asks; with --ledger and --of run.")
+    ] = False,
     json: Json = None,
     md: Markdown = False,
     latex: Latex = False,
 ) -> int:
     """Predict a run before it is made.
 
-    Points are given as options or as a table; each comes with its interval.
+    Points are given as options or as a table; each comes with its interval. With --ledger they are written
+    down, to be scored by `isoloss ledger` when the runs are made.
     """
     from isoloss.comparing.files import load
     from isoloss.comparing.stack import Stack
 
     if of not in ("mean", "run"):
         raise ValueError(f"--of needs mean or run, got {of!r}")
+    if ledger is None and (recalibrate or note is not None):
+        raise ValueError(f"{'--recalibrate' if recalibrate else '--note'} needs a ledger. Do: --ledger FILE")
+    if recalibrate and of != "run":
+        raise ValueError("--recalibrate needs --of run: a history of runs says nothing of the mean")
     style = style_of(md, latex)
     found = load(path, group=group)
     given = {
@@ -77,7 +91,19 @@ def predict(
     else:
         points = _points(found, words)
     prediction = found.predict(of=of, coverage=coverage, **points)  # type: ignore[arg-type]
+    correction, numbers = None, None
+    if ledger is not None:
+        _refuse_measured(at, measured)
+        prediction, correction, numbers = _write_down(
+            found, prediction, points, ledger, path, note or "", recalibrate
+        )
     document = prediction.to_json()
+    if numbers is not None:
+        document["ledger"] = ledger
+        for entry, number_ in zip(document["predictions"], numbers, strict=True):
+            entry["id"] = number_
+    if correction is not None:
+        document["recalibration"] = correction.to_json()
     if measured is not None:
         for entry, value in zip(document["predictions"], measured, strict=True):
             entry["measured"] = value
@@ -85,6 +111,10 @@ def predict(
         _print(found, prediction, document, style)
         for fit in found.members if isinstance(found, Stack) else (found,):
             _warn(fit, style)
+        if correction is not None:
+            say(correction.sentence(), style)
+        if numbers is not None:
+            _say_written(ledger or "", numbers, style)
     if json is not None:
         write_json(json, document)
     return 0
@@ -136,6 +166,52 @@ def _table_points(
             f"unit with --units {law.target}=..., or leave the column out"
         )
     return points, [float(v) if np.isfinite(v) else None for v in runs[law.target]]
+
+
+def _refuse_measured(at: str | None, measured: list[float | None] | None) -> None:
+    """What the table has measured is no prediction any more."""
+    known = [i + 1 for i, value in enumerate(measured or ()) if value is not None]
+    if known:
+        raise ValueError(
+            f"{at}: {len(known)} rows (the first is row {known[0]} of those predicted) are measured already, and a "
+            "ledger takes predictions made before. Leave them out with --where, or score them with --at alone"
+        )
+
+
+def _write_down(
+    found: Fit | Stack,
+    prediction: Prediction,
+    points: dict[str, Any],
+    ledger: str,
+    source: str,
+    note: str,
+    recalibrated: bool,
+) -> tuple[Prediction, Correction | None, tuple[int, ...]]:
+    """Append to the ledger; what to show, how it was recalibrated, and the numbers of the entries."""
+    from isoloss.study.ledger import Ledger
+    from isoloss.study.promise import promise, recalibrate
+    from isoloss.study.store import Store
+
+    # a fit that cannot promise makes no file
+    plain = promise(
+        found, points, coverage=prediction.coverage, asked=prediction.of, source=source, note=note
+    )
+    store, correction = Store(ledger), None
+    if recalibrated:
+        history = Ledger.read(store)
+        better = recalibrate(found, prediction, history)
+        prediction, correction = better.prediction, better.correction
+        plain = promise(
+            found, points, coverage=prediction.coverage, asked=prediction.of, source=source, note=note,
+            history=history,
+        )  # fmt: skip
+    return prediction, correction, store.add_predictions(plain)
+
+
+def _say_written(ledger: str, numbers: tuple[int, ...], style: Style) -> None:
+    shown = ", ".join(map(str, numbers[:8])) + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")
+    what = "prediction" if len(numbers) == 1 else "predictions"
+    say(f"written down in {ledger}, for one new run each: {what} {shown}", style)
 
 
 def _reads(found: Fit | Stack) -> tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]:

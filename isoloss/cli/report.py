@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -24,6 +25,7 @@ from isoloss.cli.budget import (
     Utilisation,
     budget_of,
 )
+from isoloss.cli.options import leading_fit
 from isoloss.cli.show import check_writable, say
 
 
@@ -40,7 +42,7 @@ def report(
     loss: Loss = None,
     minimise: Minimise = None,
     serve_tokens: ServeTokens = None,
-    bits: Bits = 16.0,
+    bits: Bits = None,
     peak: Peak = None,
     utilisation: Utilisation = None,
     serve_utilisation: ServeUtilisation = None,
@@ -53,11 +55,10 @@ def report(
     Data, residuals, joint uncertainty, back-test, checklist, plan and how all was made, in one file that
     needs no network. Without a budget it plans for ten times the dearest run.
     """
-    from isoloss.fitting.result import load
     from isoloss.report.page import write_report
 
-    found = load(path, group=group)
     check_writable(out)
+    found, note = leading_fit(path, group, "a report")
     limits = (flops, total_flops, tokens, params, stored, device_hours, money, loss)
     budget = None
     if any(limit is not None for limit in limits):
@@ -65,8 +66,14 @@ def report(
             flops, total_flops, tokens, params, stored, device_hours, money, loss, minimise, serve_tokens,
             bits, peak, utilisation, serve_utilisation, price_per_device_hour,
         )  # fmt: skip
-    elif any(entry is not None for entry in (minimise, serve_tokens, peak, price_per_device_hour)):
-        raise ValueError("a budget needs a limit or a wanted loss: add --flops 1e22 or --loss 2.5, say")
+    else:
+        _refuse_unused({
+            "--minimise": minimise, "--serve-tokens": serve_tokens, "--bits": bits, "--peak": peak,
+            "--utilisation": utilisation, "--serve-utilisation": serve_utilisation,
+            "--price-per-device-hour": price_per_device_hour,
+        })  # fmt: skip
+    if note:
+        say(note)
     page = write_report(found, out, budget)
     if found.result != "identified":
         say(f"the fit is {found.result}: the page says so first")
@@ -76,3 +83,13 @@ def report(
 
         webbrowser.open(page.resolve().as_uri())
     return 0
+
+
+def _refuse_unused(settings: Mapping[str, object]) -> None:
+    """Settings of a budget without a budget would be left aside in silence."""
+    given = [option for option, value in settings.items() if value is not None]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)} belongs to a budget, which needs a limit or a wanted loss: add --flops 1e22 or "
+            "--loss 2.5, say"
+        )

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from isoloss.files import json_text, write_atomically
+from isoloss.files import json_text, refuse_unwritable, write_atomically
 from isoloss.report.words import interval as interval
 from isoloss.report.words import number as number
+from isoloss.report.words import plural as plural
 
 Style = Literal["terminal", "markdown", "latex"]
 WIDTH = 110  # of tables that do not go to a terminal
@@ -74,9 +74,8 @@ def for_people(json: str | None) -> contextlib.AbstractContextManager[object]:
 
 def check_writable(path: str) -> None:
     """Refuse a place that cannot be written before the long work, not after it."""
-    folder = Path(path).parent
-    if path != "-" and not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise ValueError(f"cannot write {path}: {folder} is no folder that can be written to")
+    if path != "-":
+        refuse_unwritable(Path(path))
 
 
 def write_json(path: str, document: dict[str, Any]) -> None:

@@ -6,8 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoloss.cli.options import Json, Latex, Markdown, Seed, style_of
-from isoloss.cli.show import Style, Table, findings, for_people, interval, number, say, show, write_json
+from isoloss.cli.options import Json, Latex, Markdown, Seed, leading_fit, style_of
+from isoloss.cli.show import (
+    Style,
+    Table,
+    check_writable,
+    findings,
+    for_people,
+    interval,
+    number,
+    say,
+    show,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from isoloss.comparing.versus_result import Point, Versus
@@ -39,16 +50,24 @@ def versus(
     determines nothing.
     """
     from isoloss.comparing.versus import versus as compare
-    from isoloss.fitting.result import load
     from isoloss.runs.units import parse_count
 
     style = style_of(md, latex)
     chosen = _two(groups, "--groups") if groups else (None, None)
-    fits = [load(path, group=group) for path, group in zip((first, second), chosen, strict=True)]
+    if json is not None:
+        check_writable(json)
+    read = [
+        leading_fit(path, group, f"{path}: a comparison of procedures")
+        for path, group in zip((first, second), chosen, strict=True)
+    ]
     called = _two(names, "--names") if names else _two(groups, "--groups") if groups else ("A", "B")
     scales = [parse_count(part) for part in at.split(",")] if at else None
-    found = compare(fits[0], fits[1], at=scales, stretch=stretch, coverage=coverage, seed=seed, names=called)
+    found = compare(
+        read[0][0], read[1][0], at=scales, stretch=stretch, coverage=coverage, seed=seed, names=called
+    )
     with for_people(json):
+        for note in dict.fromkeys(note for _, note in read if note):
+            say(note, style)
         _print(found, style)
     if json is not None:
         write_json(json, found.to_json())

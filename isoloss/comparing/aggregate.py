@@ -34,10 +34,12 @@ def mixed(quantiles: Any, weights: Any) -> Array:
     return np.sort(np.tensordot(np.asarray(weights, float), np.asarray(quantiles, float), axes=1), axis=0)
 
 
-def simplex_weights(quantiles: Any, levels: Any, y: Any, pull: float = 1.0) -> Array:
-    r"""Weights of the mixture with the least mean pinball loss, pulled towards equal ones.
+def simplex_weights(
+    quantiles: Any, levels: Any, y: Any, pull: float = 1.0, prior: Any | None = None
+) -> Array:
+    r"""Weights of the mixture with the least mean pinball loss, pulled towards prior ones.
 
-    .. math:: \min_{w \ge 0, \sum w = 1} \; \overline{\rho}(w) + \frac{pull \cdot s}{\sqrt n} \sum_j w_j \log(J w_j)
+    .. math:: \min_{w \ge 0, \sum w = 1} \; \overline{\rho}(w) + \frac{pull \cdot s}{\sqrt n} \sum_j w_j \log(w_j/p_j)
 
     with the mean over levels and points, and s the least mean pinball loss of a single model: a mean over n
     points is known to about ``s / sqrt(n)``, and differences below that should not decide. The problem is
@@ -45,7 +47,7 @@ def simplex_weights(quantiles: Any, levels: Any, y: Any, pull: float = 1.0) -> A
     within ``1e-6 s`` of the minimum.
 
     Args:
-        quantiles: (J, m, n). levels: (m,). y: (n,). pull: 0 is none.
+        quantiles: (J, m, n). levels: (m,). y: (n,). pull: 0 is none. prior: p, (J,), above 0; default equal.
 
     Returns:
         (J,), at or above 0, of sum 1.
@@ -69,14 +71,17 @@ def simplex_weights(quantiles: Any, levels: Any, y: Any, pull: float = 1.0) -> A
     if not (np.isfinite(quantiles).all() and np.isfinite(y).all()):
         raise ValueError("needed finite quantiles and y. Leave out the models or points without a prediction")
     count = len(quantiles)
-    weights = np.full(count, 1.0 / count)
+    start = np.full(count, 1.0) if prior is None else np.asarray(prior, dtype=float)
+    if start.shape != (count,) or not (start > 0).all():
+        raise ValueError(f"needed {count} prior weights above 0, got {start}")
+    weights = start = start / start.sum()
     if count == 1:
-        return weights
+        return np.asarray(weights)
     means = np.array([float(np.mean(pinball(q, levels, y))) for q in quantiles])
     # In units of the typical distance, so that the tolerances mean the same for any target.
     unit = float(np.mean(np.abs(y - quantiles)))
     if unit == 0:
-        return weights
+        return np.asarray(weights)
     distance = ((y - quantiles) / unit).reshape(count, -1)
     tau = np.broadcast_to(levels[:, None], quantiles.shape[1:]).ravel()
     strength = pull * float(means.min()) / unit / math.sqrt(len(y))
@@ -84,25 +89,25 @@ def simplex_weights(quantiles: Any, levels: Any, y: Any, pull: float = 1.0) -> A
     smooth = 1.0
     while smooth > goal:
         smooth = max(0.3 * smooth, 0.99 * goal)
-        weights = _centre(weights, distance, tau, strength, smooth)
+        weights = _centre(weights, distance, tau, strength, smooth, start)
     weights = np.where(weights < 1e-6, 0.0, weights)
     return np.asarray(weights / weights.sum())
 
 
-def _centre(w: Array, distance: Array, tau: Array, strength: float, smooth: float) -> Array:
+def _centre(w: Array, distance: Array, tau: Array, strength: float, smooth: float, prior: Array) -> Array:
     """Newton on the simplex; ``smooth`` is the width of the rounded kink and the size of the log barrier."""
     count, n = distance.shape
 
     def value(w: Array) -> float:
         u = w @ distance
         kink = tau * u + smooth * np.logaddexp(0.0, -u / smooth)
-        return float(np.mean(kink) + np.sum(strength * w * np.log(count * w) - smooth * np.log(w)))
+        return float(np.mean(kink) + np.sum(strength * w * np.log(w / prior) - smooth * np.log(w)))
 
     at = value(w)
     for _ in range(60):
         u = w @ distance
         share = 0.5 * (1 - np.tanh(0.5 * u / smooth))  # logistic of -u / smooth without overflow
-        gradient = distance @ (tau - share) / n + strength * (np.log(count * w) + 1) - smooth / w
+        gradient = distance @ (tau - share) / n + strength * (np.log(w / prior) + 1) - smooth / w
         bend = (distance * (share * (1 - share))) @ distance.T / (n * smooth)
         kkt = np.zeros((count + 1, count + 1))
         kkt[:count, :count] = bend + np.diag(strength / w + smooth / w**2)

@@ -13,6 +13,7 @@ from isoloss.comparing.scores import coverage_band, crps, log_score, pit
 from isoloss.errors import NoAnswer
 from isoloss.fitting.constraints import Constraints
 from isoloss.fitting.data import Data, prepare
+from isoloss.fitting.draws import How
 from isoloss.fitting.estimate import fit as fit_law
 from isoloss.fitting.objective import Objective
 from isoloss.fitting.result import Fit
@@ -231,11 +232,12 @@ def backtest(
     if " by " in fit.uncertainty:
         how = fit.uncertainty.partition(" by ")[2]
         notes.append(f"the fit resampled by {how}; a fit keeps no such labels, so the folds resample rows")
+    method: Any = fit.uncertainty.partition(" by ")[0]  # the intervals judged are made as the fit's are
     cuts = cuts_of(cost[order], folds, fit.free + SPARE)
     return rolling(
         fit.law, runs.take(order), cost[order], rule, cuts,
         objective=fit.objective, constraints=fit.constraints, weights=WEIGHTS, cluster=None,
-        draws=draws, starts=starts, coverage=fit.coverage if coverage is None else coverage,
+        uncertainty=method, draws=draws, starts=starts, coverage=fit.coverage if coverage is None else coverage,
         seed=fit.seed if seed is None else seed, notes=tuple(notes), progress=progress,
     )  # fmt: skip
 
@@ -258,7 +260,7 @@ def training_cost(x: Mapping[str, Array]) -> tuple[Array, str]:
         return (1.0 / values, "1 / loss") if axis == "loss" else (np.asarray(values), axis)
     raise ValueError(
         f"a back-test needs rows ordered by cost (params and tokens, flops, or one axis), got {', '.join(x)}. "
-        "Add a column flops to the table and use compare"
+        "Add a column flops to the table: compare orders rows by it"
     )
 
 
@@ -302,6 +304,7 @@ def rolling(
     starts: int,
     coverage: float,
     seed: int,
+    uncertainty: How = "auto",
     notes: tuple[str, ...] = (),
     progress: Progress | None = None,
 ) -> Backtest:
@@ -315,7 +318,7 @@ def rolling(
     for k, (cut, end) in enumerate(zip(cuts, ends, strict=True)):
         part, fold = _one_fold(
             law, runs, data, [place[int(row)] for row in runs.rows[cut:end]], levels, cut, float(cost[cut - 1]),
-            objective, constraints, weights, cluster, draws, starts, coverage, seed,
+            objective, constraints, weights, cluster, draws, starts, coverage, seed, uncertainty,
         )  # fmt: skip
         done.append(fold)
         if part is not None:
@@ -336,7 +339,7 @@ def rolling(
 def _one_fold(
     law: Law, runs: Runs, data: Data, held: list[int], levels: Array, cut: int, largest: float,
     objective: Objective, constraints: Constraints | None, weights: str | None, cluster: str | None,
-    draws: int, starts: int, coverage: float, seed: int,
+    draws: int, starts: int, coverage: float, seed: int, uncertainty: How,
 ) -> tuple[dict[str, Array] | None, Fold]:  # fmt: skip
     """Fit the rows before the cut, predict those held back; the reason where that has no answer."""
     try:

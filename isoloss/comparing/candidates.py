@@ -13,7 +13,13 @@ from isoloss.laws.law import Law
 from isoloss.runs import Runs
 
 AUTO = "auto"
-SHARE = 2 / 3  # of the rows, the most that the smallest fit of a law in auto may need
+ON_A_LINE = 0.05  # scatter of (log size, log tokens) about a line: below, one axis says as much as two
+SHARE = 3 / 4  # of the rows, the most that the smallest fit of a law in auto may need
+ON_A_CURVE = 0.9  # the same where there is one axis: too few rows for a law are worse than too few held out
+# Weights before any run was held out. On a curve they matter: its few dear rows tell little of how laws
+# differ far beyond them. Chosen on one half of the data sets of LCDB (docs/learning-curves.md).
+CURVE = {"hestness": 1.0, "m4": 1.0}
+OTHERS = 0.05
 ONE_AXIS = ("flops", "tokens", *SIZES)  # what a law of any one axis reads, the first that varies
 
 
@@ -21,12 +27,16 @@ def named(laws: Sequence[Law | str] | Law | str, runs: Runs) -> tuple[list[Law],
     """The laws asked for by name and those that auto adds, each once, and those it leaves out with the reason.
 
     ``"auto"`` stands for every registered law whose axes the table has or gives (``runs`` is derived) and
-    whose smallest fit leaves a third of the rows to predict. A law of any one axis reads flops where those
-    vary, else tokens, else a size. Laws that are another's in other parameters are left out.
+    whose smallest fit leaves a quarter of the rows to predict. A law of any one axis reads flops where those
+    vary, else tokens, else a size; where size and tokens vary apart, laws of one axis are left out. So are
+    laws that are another's in other parameters.
 
     Raises:
-        ValueError: no law, two targets, or an unknown name. TypeError: something else than a law.
+        ValueError: no law, two targets, or an unknown name. TypeError: something else than a law. NoAnswer:
+            auto leaves out all.
     """
+    if not isinstance(laws, str | Law | Sequence):
+        raise TypeError(f"needed laws or their names, got {laws!r}")
     given = [laws] if isinstance(laws, str | Law) else list(laws)
     found: dict[str, Law] = {}
     left: dict[str, str] = {}
@@ -43,6 +53,13 @@ def named(laws: Sequence[Law | str] | Law | str, runs: Runs) -> tuple[list[Law],
                 left.setdefault(law.spec, why)
             else:
                 found.setdefault(law.spec, law)
+    if not found and AUTO in given:
+        near = [f"{spec}: {why}" for spec, why in left.items() if "rows" in why] or [
+            f"{k}: {v}" for k, v in left.items()
+        ]
+        raise NoAnswer(
+            f"auto has no law for these {len(runs)} rows ({near[0]})", "more runs, or one law by name"
+        )
     if not found:
         raise ValueError(f"needed at least one law that reads {', '.join(runs.columns)}, got none")
     targets = {law.target for law in found.values()}
@@ -68,10 +85,26 @@ def _registered(slug: str, runs: Runs, target: str) -> tuple[Law, str]:
     absent = [axis for axis in law.axes if not _varies(runs, axis)]
     if absent:
         return law, f"the table has no {' and no '.join(absent)} that varies"
+    apart = _apart(runs) if len(law.axes) == 1 else ""
+    if apart:
+        return law, f"reads {law.axes[0]} alone, and {apart} and tokens vary apart"
     least = len(law.parameters) + SPARE
-    if least > SHARE * len(runs):
+    if least > (ON_A_CURVE if len(law.axes) == 1 else SHARE) * len(runs):
         return law, f"its {len(law.parameters)} parameters need {least} rows, too many of {len(runs)}"
     return law, ""
+
+
+def prior_of(laws: Sequence[Law]) -> list[float]:
+    """Weights before the back-test: equal, but on a curve most for a power with a floor and for one with two ends.
+
+    Example:
+        >>> from isoloss.laws import get
+        >>> prior_of([get("hestness"), get("power")]), prior_of([get("hoffmann"), get("gadre")])
+        ([1.0, 0.05], [1.0, 1.0])
+    """
+    if len({axis for law in laws for axis in law.axes}) > 1 or not any(law.slug in CURVE for law in laws):
+        return [1.0] * len(laws)
+    return [CURVE.get(law.slug, OTHERS) for law in laws]
 
 
 def _varies(runs: Runs, name: str) -> bool:
@@ -79,6 +112,19 @@ def _varies(runs: Runs, name: str) -> bool:
         return False
     values = runs[name][np.isfinite(runs[name])]
     return len(np.unique(values)) > 1
+
+
+def _apart(runs: Runs) -> str:
+    """The size that varies apart from tokens, not along one line in logs; empty if none does."""
+    size = next((name for name in SIZES if _varies(runs, name)), "")
+    if not size or not _varies(runs, "tokens"):
+        return ""
+    known = np.array([runs[size], runs["tokens"]])
+    known = np.log(known[:, (np.isfinite(known) & (known > 0)).all(axis=0)])
+    if known.shape[1] < 3:
+        return ""
+    scatter = np.linalg.svd(known - known.mean(axis=1, keepdims=True), compute_uv=False)[1]
+    return size if scatter > ON_A_LINE * np.sqrt(known.shape[1]) else ""
 
 
 def with_room(laws: Sequence[Law], edges: Sequence[int], rows: int) -> tuple[list[Law], dict[str, str]]:

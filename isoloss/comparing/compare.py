@@ -21,7 +21,7 @@ from isoloss.comparing.backtest import (
     rolling,
     training_cost,
 )
-from isoloss.comparing.candidates import named, with_room
+from isoloss.comparing.candidates import named, prior_of, with_room
 from isoloss.comparing.comparison import Comparison, Criteria, Standing, margin
 from isoloss.comparing.scores import pinball
 from isoloss.errors import NoAnswer
@@ -35,6 +35,7 @@ from isoloss.runs import Runs, read
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+PULL = 3.0  # of the weights towards those before the back-test, see simplex_weights
 POOR = 3.0  # times the least scatter around a fit: beyond, auto spares itself the back-test
 
 
@@ -85,6 +86,8 @@ def compare(
         >>> isoloss.compare(["power", "hestness"], runs, draws=50).best.law
         'hestness(tokens)'
     """
+    if not isinstance(folds, int):
+        raise TypeError(f"compare needs a whole number of folds, got {folds!r}")
     if draws < 2:
         raise ValueError(f"compare needs draws >= 2, got {draws}: without draws there is no prediction")
     table = (runs if isinstance(runs, Runs) else read(runs)).derive()
@@ -92,6 +95,12 @@ def compare(
     chosen = [*asked, *added]
     objective = objective or default_objective(chosen[0])
     table, removed = _common(chosen, table, objective, weights, cluster)
+    target = table.numeric(chosen[0].target)[0]
+    if np.ptp(target) == 0:
+        raise NoAnswer(
+            f"{chosen[0].target} is {target[0]:g} in every row, so no law is better than another",
+            "runs that differ",
+        )
     cost, rule = _cost(chosen, table)
     order = np.lexsort([table.rows, cost])
     table, cost = table.take(order), cost[order]
@@ -116,7 +125,8 @@ def compare(
             )
         )
         criteria.append(_criteria(fits[-1], table, weights, starts))
-    share, shift, stack_crps, best_crps = _stacked(tests, coverage)
+    prior = prior_of(chosen)
+    share, shift, stack_crps, best_crps = stacked(tests, coverage, PULL, prior, objective.residual == "log")
     order = np.array(sorted(range(len(tests)), key=lambda k: (not tests[k].complete, tests[k].mean_crps)))
     best = tests[order[0]]
     standings = tuple(
@@ -166,8 +176,13 @@ def _common(
 def _poor(
     laws: Sequence[Law], runs: Runs, objective: Objective, weights: str | None, starts: int
 ) -> dict[str, str]:
-    """Laws that miss even the rows they are fitted to, and by how much."""
-    scatter = {}
+    """Laws that miss even the rows they are fitted to, and by how much; and those that can follow any rows.
+
+    By the weighted mean size of the residuals over ``sqrt(1 - k/n)``, k parameters and n effective rows, the
+    exponential of the entropy of the weights. A law of as many parameters as those is left out: it follows
+    any rows, and would be the yardstick of the others.
+    """
+    scatter, out = dict[str, float](), dict[str, str]()
     for law in laws:
         try:
             found = fit_law(
@@ -175,10 +190,17 @@ def _poor(
             )
         except (NoAnswer, ValueError):
             continue  # the back-test says why
-        scatter[law.spec] = float(np.mean(np.abs(found.residuals)))
-    least = min(scatter, key=lambda spec: scatter[spec], default="")
-    allowed = POOR * scatter.get(least, math.inf)
-    return {
+        w = found.weights / np.sum(found.weights)
+        effective = math.exp(-float(np.sum(w * np.log(np.maximum(w, 1e-300)))))
+        if found.free >= effective:
+            out[law.spec] = f"its {found.free} parameters can follow any {effective:.2g} effective rows"
+            continue
+        scatter[law.spec] = float(np.sum(w * np.abs(found.residuals))) / math.sqrt(1 - found.free / effective)
+    if not scatter:
+        return {}
+    least = min(scatter, key=lambda spec: scatter[spec])
+    allowed = POOR * scatter[least]
+    return out | {
         spec: f"misses the rows in its own fit by {size / max(scatter[least], 1e-300):.2g} times as much as {least}"
         for spec, size in scatter.items()
         if size > allowed
@@ -243,10 +265,16 @@ def negative_log_likelihood(fit: Fit) -> float:
     return total + n * constant + jacobian
 
 
-def _stacked(tests: Sequence[Backtest], coverage: float) -> tuple[Array, Conformal, float, float]:
+def stacked(
+    tests: Sequence[Backtest],
+    coverage: float,
+    pull: float = PULL,
+    prior: Sequence[float] | None = None,
+    log: bool = True,
+) -> tuple[Array, Conformal, float, float]:
     """Weights of all laws, the conformal correction, and the CRPS of the stack and of the best law.
 
-    The last three come from weights chosen without the fold that they are judged on.
+    Quantiles are mixed in logs where the residuals are logs: one law that explodes then counts for less. The last three come from weights chosen without the fold that they are judged on.
     """
     share = np.zeros(len(tests))
     whole = [k for k, test in enumerate(tests) if test.complete]
@@ -255,12 +283,23 @@ def _stacked(tests: Sequence[Backtest], coverage: float) -> tuple[Array, Conform
     first = tests[whole[0]]
     levels, y, fold = first.levels, first.y, first.fold
     quantiles = np.stack([tests[k].quantiles for k in whole])
-    share[whole] = simplex_weights(quantiles, levels, y)
+    plain = y
+    log = log and bool((quantiles > 0).all())
+    if log:
+        quantiles, y = np.log(quantiles), np.log(y)
+    before = None if prior is None else np.asarray(prior)[whole]
+    share[whole] = simplex_weights(quantiles, levels, y, pull, before)
     mix = np.empty_like(first.quantiles)
     for k in np.unique(fold):
         others = fold != k
-        chosen = simplex_weights(quantiles[:, :, others], levels, y[others]) if others.any() else share[whole]
+        chosen = (
+            simplex_weights(quantiles[:, :, others], levels, y[others], pull, before)
+            if others.any()
+            else share[whole]
+        )
         mix[:, ~others] = mixed(quantiles[:, :, ~others], chosen)
+    if log:
+        mix, quantiles, y = np.exp(mix), np.exp(quantiles), plain
     ends = [int(np.argmin(np.abs(levels - end))) for end in ((1 - coverage) / 2, (1 + coverage) / 2)]
     shift = conformal(mix[ends[0]], mix[ends[1]], y, coverage)
     alone = min(2 * float(np.mean(pinball(q, levels, y))) for q in quantiles)

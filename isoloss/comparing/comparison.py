@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
@@ -232,23 +232,25 @@ class Comparison:
             raise ValueError(f"needed a comparison of schema {SCHEMA!r}, got {document.get('schema')!r}")
         try:
             return cls(
-                standings=tuple(_standing(entry) for entry in document["laws"]),
+                standings=_standings(document["laws"]),
                 left_out={str(e["law"]): str(e["why"]) for e in document["left_out"]},
                 target=str(document["target"]),
                 unit=str(document["unit"]),
-                rows=int(document["rows"]),
+                rows=int(_number(document["rows"], "rows")),
                 removed=tuple((int(e["row"]), str(e["why"])) for e in document["rows_removed"]),
                 source=str(document["source"]),
                 objective=str(document["objective"]),
                 cost_rule=str(document["cost_rule"]),
-                coverage=float(document["coverage"]),
-                conformal=Conformal(**{f.name: document["conformal"][f.name] for f in fields(Conformal)}),
+                coverage=_number(document["coverage"], "coverage"),
+                conformal=_conformal(document["conformal"]),
                 stack_crps=_or_nan(document["stack_crps"]),
                 best_crps=_or_nan(document["best_crps"]),
-                seed=int(document["seed"]),
+                seed=int(_number(document["seed"], "seed")),
             )
         except (KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ValueError(f"the comparison is incomplete or damaged: {error!r}") from error
+            raise ValueError(f"the stack file is damaged: {error!r} in the comparison") from error
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"the stack file is damaged: {error}") from error
 
     def __repr__(self) -> str:
         parts = [
@@ -298,14 +300,43 @@ def _standing_json(standing: Standing, best: str) -> dict[str, Any]:
     }
 
 
+def _standings(entries: Sequence[Mapping[str, Any]]) -> tuple[Standing, ...]:
+    if not entries:
+        raise ValueError("it compares no laws")
+    return tuple(_standing(entry) for entry in entries)
+
+
+def _conformal(entry: Mapping[str, Any]) -> Conformal:
+    shift, coverage = entry["shift"], _number(entry["coverage"], "conformal.coverage")
+    if not 0 < coverage < 1:
+        raise ValueError(f"needed conformal.coverage between 0 and 1, got {coverage}")
+    return Conformal(
+        None if shift is None else _number(shift, "conformal.shift"), coverage,
+        int(_number(entry["n"], "conformal.n")), int(_number(entry["needed"], "conformal.needed")),
+        str(entry["text"]),
+    )  # fmt: skip
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"needed {name} as a number, got {value!r}")
+    return float(value)
+
+
 def _standing(entry: Mapping[str, Any]) -> Standing:
     gap = entry["margin"]
     endless: dict[str, Any] = {"difference": math.nan, "ratio": math.nan, "low": math.nan, "high": math.inf}
     values = {f.name: endless[f.name] if gap[f.name] is None else gap[f.name] for f in fields(Margin)}
+    for name in endless:
+        if gap[name] is not None:
+            values[name] = _number(gap[name], f"margin.{name}")
+    weight = _number(entry["weight"], "weight")
+    if not 0 <= weight <= 1 + 1e-9:
+        raise ValueError(f"needed the weight of {entry['law']} between 0 and 1, got {weight}")
     return Standing(
         str(entry["law"]), str(entry["formula"]), int(entry["free"]), str(entry["result"]),
         _or_nan(entry["r2"]), Criteria(**{f.name: entry["criteria"][f.name] for f in fields(Criteria)}),
-        Backtest.from_json(entry["backtest"]), float(entry["weight"]),
+        Backtest.from_json(entry["backtest"]), weight,
         Margin(**values) if gap["verdict"] in VERDICTS else None,
     )  # fmt: skip
 
@@ -315,4 +346,4 @@ def _or_none(value: Any) -> Any:
 
 
 def _or_nan(value: Any) -> float:
-    return math.nan if value is None else float(value)
+    return math.nan if value is None else _number(value, "a score")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -192,8 +193,8 @@ def level(
         The level. If it is not reached, ``known`` is None and ``reason`` says why: that is an answer too.
 
     Raises:
-        ValueError: the law has several axes or no floor, or a setting is out of range. NoAnswer: the table
-        has fewer different sizes than the first prefix needs.
+        ValueError: the law has several axes or no floor, or a setting is out of range. TypeError: no law, or
+        no number where one is needed. NoAnswer: the table has fewer different sizes than the first prefix needs.
 
     Source:
         Vilares Ferro, Darriba Bilbao & Ribadas Pena 2017, Modeling of learning curves with applications to POS
@@ -257,6 +258,9 @@ def _checked(
             f"level needs a law that names its floor, got {law.spec}. Take one of {', '.join(floored)}; a law of "
             "your own gives it as floor(theta)"
         )
+    _need_number("tolerance", tolerance)
+    if at is not None:
+        _need_number("at", at)
     if not (np.isfinite(tolerance) and tolerance > 0):
         raise ValueError(f"level needs a tolerance above 0, in the target's unit, got {tolerance}")
     if at is not None and not (np.isfinite(at) and at > 0):
@@ -269,6 +273,11 @@ def _checked(
             f"level needs a first prefix of more sizes than the {parameters} parameters of {law.spec}, got {least}"
         )
     return parameters + 2 if least is None else least
+
+
+def _need_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"level needs {name} as a number, got {value!r}")
 
 
 def _fitted(law: Law, part: Runs, objective: Objective | None, draws: int, coverage: float, seed: int) -> Fit:
@@ -316,8 +325,8 @@ def _settled(
     if True not in stays:
         seen = c[np.isfinite(c)]
         reason = (
-            f"the asymptote never stays within its standard error or the tolerance for {patience} prefixes: it "
-            f"ends at {seen[-1]:.4g}, {patience} before at {seen[-1 - patience]:.4g}"
+            "the asymptote never stays within its standard error or the tolerance for "
+            f"{patience} prefix{'' if patience == 1 else 'es'}: it ends at {seen[-1]:.4g}, {patience} before at {seen[-1 - patience]:.4g}"
         )
         return (None, None, None), reason, more
     omega = stays.index(True)

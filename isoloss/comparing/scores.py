@@ -6,6 +6,7 @@ better) but the log score, which is a log density.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -189,9 +190,15 @@ def _at_most(hits: int, n: int, p: float) -> float:
     """``P(Binomial(n, p) <= hits)``, summed in logs."""
     if p <= 0 or p >= 1:
         return 1.0 if p <= 0 or hits >= n else 0.0
-    k = np.arange(hits + 1)
-    choose = np.array([math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in k])
+    k, logs = np.arange(hits + 1), _log_factorials(n)
+    choose = logs[n] - logs[k] - logs[n - k]
     return min(1.0, float(np.sum(np.exp(choose + k * math.log(p) + (n - k) * math.log1p(-p)))))
+
+
+@functools.lru_cache(maxsize=64)
+def _log_factorials(n: int) -> Array:
+    """``log 0!`` to ``log n!``."""
+    return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
 
 
 def _solve(rising: Any) -> float:

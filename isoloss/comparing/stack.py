@@ -11,12 +11,15 @@ import numpy as np
 
 from isoloss.comparing.aggregate import widened
 from isoloss.comparing.backtest import DRAWS, STARTS, Progress
+from isoloss.comparing.candidates import named
 from isoloss.comparing.compare import compare
-from isoloss.comparing.comparison import Comparison
+from isoloss.comparing.comparison import Comparison, Standing
+from isoloss.comparing.recency import recency_of, weighted
 from isoloss.errors import NoAnswer
 from isoloss.files import json_text, write_atomically
+from isoloss.fitting.estimate import default_objective
 from isoloss.fitting.estimate import fit as fit_law
-from isoloss.fitting.objective import Objective
+from isoloss.fitting.objective import Objective, StudentT
 from isoloss.fitting.prediction import Prediction
 from isoloss.fitting.result import Fit
 from isoloss.laws.law import Law
@@ -37,6 +40,7 @@ class Stack:
         members: fits, the heaviest first.
         weights: one a member, of sum 1.
         comparison: the back-test behind the weights, with the laws that got none.
+        recency: exponent of the row weights in all its fits, see :func:`auto`; 0 is none.
 
     Example:
         >>> import isoloss
@@ -48,6 +52,7 @@ class Stack:
     members: tuple[Fit, ...]
     weights: tuple[float, ...]
     comparison: Comparison
+    recency: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.members or len(self.members) != len(self.weights):
@@ -72,7 +77,8 @@ class Stack:
     ) -> Prediction:
         """The distribution of the target at a point: the members' quantiles, averaged with the weights.
 
-        Quantile k of the stack is the weighted mean of the members' quantiles k. Of ``"run"`` the draws are
+        Quantile k of the stack is the weighted mean of the members' quantiles k, in logs where the residuals
+        are logs. Of ``"run"`` the draws are
         then stretched so that the interval is as wide as the held-out runs asked for (never narrowed; see
         ``comparison.conformal``). The correction is made at the comparison's coverage.
 
@@ -92,9 +98,11 @@ class Stack:
             for fit in self.members
         ]
         count = min(len(part.draws) for part in parts)
-        draws = np.sum(
-            [w * _quantiles(part.draws, count) for w, part in zip(self.weights, parts, strict=True)], axis=0
-        )
+        quantiles = np.array([_quantiles(part.draws, count) for part in parts])
+        if self.leading.objective.residual == "log" and (quantiles > 0).all():
+            draws = np.exp(np.tensordot(self.weights, np.log(quantiles), axes=1))
+        else:
+            draws = np.tensordot(self.weights, quantiles, axes=1)
         if of == "run":
             draws = widened(draws, self.comparison.conformal)
         reach = np.max([part.reach for part in parts], axis=0)
@@ -121,6 +129,12 @@ class Stack:
         table = Runs(
             flat, np.arange(1, len(next(iter(flat.values()), [])) + 1), {}, {}, source="the point"
         ).derive()
+        if all(name in flat for name in DERIVED):
+            told = 6.0 * flat["params"] * flat["tokens"]
+            if not np.allclose(told, flat["flops"], rtol=0.01):
+                raise ValueError(
+                    f"flops {flat['flops'][0]:g} are not 6 * params * tokens = {told[0]:g}. Leave one of the three out"
+                )
         missing = [axis for axis in self.axes if axis not in table]
         if missing:
             raise ValueError(
@@ -138,6 +152,7 @@ class Stack:
         return {
             "schema": SCHEMA,
             "weights": list(self.weights),
+            "recency": self.recency,
             "comparison": self.comparison.to_json(),
             "members": [fit.to_json() for fit in self.members],
         }
@@ -159,6 +174,7 @@ class Stack:
                 tuple(Fit.from_json(member) for member in document["members"]),
                 tuple(float(weight) for weight in document["weights"]),
                 Comparison.from_json(document["comparison"]),
+                float(document["recency"]),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the stack file is incomplete or damaged: {error!r}") from error
@@ -177,6 +193,7 @@ def auto(
     objective: Objective | None = None,
     cluster: str | None = None,
     weights: str | None = None,
+    recency: float | None = None,
     folds: int = 4,
     fold_draws: int = DRAWS,
     draws: int = 1000,
@@ -190,7 +207,11 @@ def auto(
     Args:
         runs: a table, or anything :func:`isoloss.read` takes.
         laws: as in :func:`isoloss.compare`.
-        objective, cluster, weights, folds, coverage, seed: as there.
+        objective: of all fits. Default Student-t (4 degrees of freedom), as chosen on one half of published
+            tables (``docs/comparing.md``, ``docs/learning-curves.md``).
+        cluster, weights, folds, coverage, seed: as there.
+        recency: rows count by ``(x / max x)^recency`` (times ``weights``) in every fit. Default 1/2 where all
+            laws read one and the same axis (a curve), else 0: see :func:`isoloss.comparing.recency.weighted`.
         fold_draws: draws of each fit of the back-test.
         draws, starts: of the fits to all rows.
         progress: called with (what, done, total).
@@ -209,7 +230,11 @@ def auto(
         >>> abs(float(found.predict(tokens=2.0**20).median[0]) - 1) < 1e-4
         True
     """
-    table = runs if isinstance(runs, Runs) else read(runs)
+    table = (runs if isinstance(runs, Runs) else read(runs)).derive()
+    asked, added, _ = named(laws, table)
+    objective = objective or StudentT(residual=default_objective([*asked, *added][0]).residual)
+    recency = recency_of([*asked, *added], recency)
+    table, weights = weighted(table, [*asked, *added], recency, weights)
     found = compare(
         laws, table, objective=objective, cluster=cluster, weights=weights, folds=folds, draws=fold_draws,
         starts=min(STARTS, starts), coverage=coverage, seed=seed, progress=progress,
@@ -220,7 +245,8 @@ def auto(
             "no law answered in every fold of the back-test, so none has a weight",
             f"more rows, or one law by name: isoloss fit {found.best.law}",
         )
-    same = table.derive().take(_usable(table, found))
+    kept = _same_axes(kept, [*asked, *added])
+    same = table.take(_usable(table, found))
     by_name = {law.spec: law for law in ([laws] if isinstance(laws, Law) else laws) if isinstance(law, Law)}
     members = tuple(
         fit_law(
@@ -231,7 +257,19 @@ def auto(
         for s in kept
     )  # fmt: skip
     total = sum(s.weight for s in kept)
-    return Stack(members, tuple(s.weight / total for s in kept), found)
+    return Stack(members, tuple(s.weight / total for s in kept), found, recency)
+
+
+def _same_axes(kept: list[Standing], laws: Sequence[Law]) -> list[Standing]:
+    """Members that read no more than the heaviest one does, so that a prediction needs no further input."""
+    axes = {law.spec: {*law.axes} for law in laws}
+    needed = axes[kept[0].law] | ({*DERIVED} if len(axes[kept[0].law] & {*DERIVED}) > 1 else set())
+    return [s for s in kept if axes[s.law] - {*law_defaults(s.law, laws)} <= needed]
+
+
+def law_defaults(spec: str, laws: Sequence[Law]) -> tuple[str, ...]:
+    """Axes of the law of that name that need not be given."""
+    return tuple(next(law for law in laws if law.spec == spec).defaults)
 
 
 def _usable(table: Runs, found: Comparison) -> Array:

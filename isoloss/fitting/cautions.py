@@ -18,7 +18,7 @@ DISAGREE = 1.1  # Gelman-Rubin ratio
 LEAST_FREEDOM = 3
 RESAMPLED = ("bootstrap", "residual", "wild")
 
-UNIDENTIFIED = ("too-few-rows", "flat-direction", "axes-not-separated")
+UNIDENTIFIED = ("too-few-rows", "flat-direction", "axes-not-separated", "constant-loss")
 """Codes that make a fit ``not-identified``."""
 
 
@@ -87,7 +87,7 @@ def sample_size(
             Finding(
                 "small-sample", "warning", (), None,
                 f"{len(data)} rows leave {left} degree{'s' if left != 1 else ''} of freedom to judge the noise by",
-                "the intervals allow for it, so they are wide; they suppose noise that is alike in every row",
+                "the intervals allow for it, so they are wide; with so few they still hold less often than they say",
                 "add replicates of cheap runs, or hold a parameter",
             )
         )  # fmt: skip

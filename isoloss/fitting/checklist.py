@@ -114,8 +114,11 @@ def check_about(about: Mapping[str, str] | None) -> dict[str, str]:
     """What the user states, keys checked.
 
     Raises:
-        ValueError: an unknown key, or one that the fit itself answers. TypeError: an answer is not text.
+        ValueError: an unknown key, or one that the fit itself answers. TypeError: not a mapping, or an
+            answer is not text.
     """
+    if about is not None and not isinstance(about, Mapping):
+        raise TypeError(f"about needs a mapping of answers, got {about!r}. Write about={{'data': 'C4'}}")
     out = {}
     for key, text in (about or {}).items():
         if key not in STATED:
@@ -261,16 +264,6 @@ def _moves(fit: Fit) -> str:
         f"{fit.law.target} at {place(variants[0].at)}: {values[0]:.4g}; {span(np.array(values))} over "
         f"{len(values) - 1} variants"
     )
-
-
-def tally(items: Sequence[Item]) -> list[tuple[str, int, int, tuple[str, ...]]]:
-    """Per section: its name, questions answered, questions in all, keys that are missing."""
-    out: list[tuple[str, int, int, tuple[str, ...]]] = []
-    for section in SECTIONS:
-        mine = [item for item in items if item.section == section]
-        missing = tuple(item.key for item in mine if item.source == "missing")
-        out.append((section, len(mine) - len(missing), len(mine), missing))
-    return out
 
 
 def read_item(entry: Mapping[str, Any]) -> Item:

@@ -87,6 +87,9 @@ def prepare(
         if len(bad) or not np.any(columns[weights][keep] > 0):
             at = f"{columns[weights][bad[0]]:g} in row {int(runs.rows[bad[0]])}" if len(bad) else "only zeros"
             raise ValueError(f"{law.slug} needs weights {weights} at or above 0, not all 0, got {at}")
+        for i in np.flatnonzero(keep & (columns[weights] == 0)):
+            removed.append(Removed(int(runs.rows[i]), "zero-weight", f"{weights} is 0"))
+        keep &= columns[weights] != 0
     if keep.sum() < 2 and keep.all():
         raise NoAnswer(
             f"{len(runs)} row{'s' if len(runs) != 1 else ''} cannot determine {law.spec}",
@@ -103,6 +106,11 @@ def prepare(
     if sd:
         w = w / columns[sd][keep] ** 2
     groups = _clusters(runs, cluster, keep) if cluster else np.arange(len(y))
+    if len(np.unique(groups)) < 2:
+        raise NoAnswer(
+            f"all {len(y)} rows have the same {cluster}, so nothing is independent of anything",
+            f"at least two values of {cluster}, better a dozen, or leave --cluster out",
+        )
     # One order for any order of the table: then the same seed draws the same resamples.
     labels = np.unique(groups, return_inverse=True)[1] if cluster else np.zeros(len(y))
     order = np.lexsort([labels, w, *(x[axis] for axis in reversed(list(x))), y])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -11,7 +12,15 @@ from isoloss.fitting.coordinates import Coordinates
 from isoloss.fitting.data import Data
 from isoloss.fitting.minimise import Minima, Problem
 from isoloss.fitting.posterior import posterior
-from isoloss.fitting.uncertainty import Progress, bootstrap, by_residuals, by_rows, by_signs, laplace
+from isoloss.fitting.uncertainty import (
+    Progress,
+    bootstrap,
+    by_residuals,
+    by_rows,
+    by_signs,
+    laplace,
+    robust_sd,
+)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 How = Literal["auto", "posterior", "bootstrap", "residual", "wild", "laplace"]
@@ -19,6 +28,7 @@ HOW: tuple[str, ...] = get_args(How)
 
 SAME = 1e-6  # starts whose objectives differ by less than this share found the same minimum
 FEW = 50  # rows: below, resamples of rows have too few different ones
+KINK = 0.5  # delta below this share of the scatter makes corners of single rows
 EXACT = 1e-9  # residuals below are rounding: there is no noise to have a posterior about
 
 
@@ -55,9 +65,15 @@ def choose(how: How, problem: Problem, psi: Array, data: Data, clustered: bool) 
     size = 1.0 if problem.objective.residual == "log" else float(np.median(np.abs(problem.y)))
     noisy = float(np.sqrt(np.mean(r**2))) > EXACT * size
     parameters = problem.size - problem.objective.has_scale
-    if clustered or len(data) >= FEW or len(data) <= parameters or not noisy:
+    rows = effective(data.weights)
+    if clustered or len(data) >= FEW or rows <= parameters + 0.5 or not noisy:
         return "bootstrap"
     return "posterior"
+
+
+def effective(weights: Array) -> float:
+    """Kish's number of equally weighted rows that say as much, ``(sum w)^2 / sum w^2``."""
+    return float(np.sum(weights)) ** 2 / float(np.sum(weights**2))
 
 
 def draw(
@@ -75,6 +91,8 @@ def draw(
     nothing = np.empty(0)
     if how == "laplace":
         return Cloud(how, laplace(problem, psi, data.weights, data.clusters, draws, rng), nothing)
+    if how in ("residual", "wild"):
+        _refuse_kinks(how, problem, psi)
     ridge, others = _ridge(found, place), _others(found)
     if how == "posterior":
         minima = np.vstack([ridge, others])
@@ -87,6 +105,19 @@ def draw(
     }[how]()
     cloud, complete, settled = bootstrap(problem, ridge, others, redraw, draws, rng, progress)
     return Cloud(how, cloud, nothing, complete, settled)
+
+
+def _refuse_kinks(how: str, problem: Problem, psi: Array) -> None:
+    """A loss nearly of absolute values runs through as many rows as it has parameters: their residuals are no noise."""
+    r = problem.residuals(psi[None])[0][0]
+    delta = getattr(problem.objective, "delta", math.inf)
+    sd = robust_sd(r, problem.size)
+    if delta < KINK * sd:
+        raise ValueError(
+            f"{how} needs residuals that stand for the noise; with huber and delta {delta:g}, far below their "
+            f"scatter of {sd:.2g}, the fit passes through some rows. Use --objective student-t, or --uncertainty "
+            "bootstrap or posterior"
+        )
 
 
 def _ridge(found: Minima, place: Coordinates) -> Array:

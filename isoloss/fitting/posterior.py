@@ -29,6 +29,7 @@ SETTLE = 300  # steps thrown away: the far end of a curved valley fills slowly
 APART = 50  # steps between two looks at all walkers
 REPORT = 50  # steps between two reports
 SPREAD = 1.0  # of the first walkers, in units of Laplace's approximation
+STUCK = 10.0  # below the middle of the ensemble in log density, and one more per coordinate
 JUMP = 0.1  # share of difference moves that go all the way, from one mode to another
 
 
@@ -68,7 +69,7 @@ def posterior(
     A Huber loss with a small delta is no density that measurements follow: under normal noise its estimate
     scatters by :math:`\sqrt{B/(A\kappa)}` times as much as its posterior says, with :math:`A=E\rho''` and
     :math:`B=E\rho'^2` (1.25 for least absolute deviations). But the posterior's centre averages over the
-    corners on which the estimate sits, and errs less. The draws are widened about the estimate by the root of
+    corners on which the estimate sits, and errs less. The draws are widened about their median by the root of
     that ratio, 1.12 at the most; the power was chosen by measured coverage. 1 for least squares.
 
     Args:
@@ -76,6 +77,9 @@ def posterior(
         weights: (n,) row weights.
         draws: how many to keep.
     """
+    if problem.objective.name != "gaussian":  # there weights are known precisions, and every row is one row
+        # Elsewhere they say how much a row counts, not how many it stands for: Kish's effective number.
+        weights = weights * float(np.sum(weights)) / float(np.sum(weights**2))
     target = _Target(problem, weights)
     walkers = 2 * math.ceil(min(max(draws / ENSEMBLES, WALKERS[0]), WALKERS[1]) / 2)
     at = target.first(minima, ENSEMBLES * walkers, rng).reshape(ENSEMBLES, walkers, target.size)
@@ -85,9 +89,10 @@ def posterior(
     late = kept[::-APART][:looks].reshape(-1, target.size)
     chosen = late[rng.permutation(len(late))[:draws]]
     psi, log_scale = chosen[:, : target.p], chosen[:, target.p]
-    widen, sd = problem.objective.spread(np.exp(log_scale))
-    centre = minima[0][: target.p]
-    psi = np.clip(centre + math.sqrt(widen) * (psi - centre), problem.low[: target.p], problem.high[: target.p])
+    ratio, sd = problem.objective.spread(np.exp(log_scale))
+    if not problem.priors:  # what a prior holds is no wider for the objective
+        centre = np.median(psi, axis=0)  # not the estimate, which may sit on a bound that no draw is near
+        psi = np.clip(centre + math.sqrt(ratio) * (psi - centre), target.low, target.high)
     return Posterior(psi, sd, agreement, complete)
 
 
@@ -197,6 +202,8 @@ def walk(
                     taken = np.log(rng.random(movers.shape)) < tried - height[rows, movers] + bonus
                 at[rows, movers] = np.where(taken[..., None], new, here)
                 height[rows, movers] = np.where(taken, tried, height[rows, movers])
+            if 2 * step in (settle, settle + 1):
+                _free(at, height, rng)
             if step >= settle:
                 kept.append(at.copy())
             if progress and (step + 1) % REPORT == 0:
@@ -206,6 +213,20 @@ def walk(
             raise
         return np.array(kept), False
     return np.array(kept), True
+
+
+def _free(at: Array, height: Array, rng: np.random.Generator) -> None:
+    """Half-way through the settling, set walkers that are stuck far down onto others, in place.
+
+    A walker so low is no draw of the posterior but one that the first cloud threw too far (Hou et al. 2012,
+    ApJ 745:198, prune them too); one of them in a tail makes a nonsense of every mean.
+    """
+    size = at.shape[2]
+    for one, own in zip(at, height, strict=True):
+        stuck = own < np.median(own) - STUCK - size
+        if stuck.any():
+            chosen = rng.choice(np.flatnonzero(~stuck), int(stuck.sum()))
+            one[stuck], own[stuck] = one[chosen], own[chosen]
 
 
 def _stretched(here: Array, still: Array, rng: np.random.Generator) -> tuple[Array, Array]:

@@ -14,6 +14,7 @@ from isoloss.errors import NoAnswer
 from isoloss.files import json_text, write_atomically
 from isoloss.fitting.checklist import Item, read_item
 from isoloss.fitting.constraints import Constraints
+from isoloss.fitting.noise import trend
 from isoloss.fitting.objective import Objective, objective_from_json
 from isoloss.fitting.prediction import Prediction, quantiles
 from isoloss.fitting.sensitivity import Variant, read_variant
@@ -195,13 +196,19 @@ class Fit:
                 sd = np.repeat(self.scales, repeats).reshape(-1, *[1] * (level.ndim - 1))
                 scatter = sd * self.objective.noise(rng, level.shape)
             else:
-                scatter = rng.choice(self.noise, size=level.shape, p=self._noise_weights())
+                scatter = self._scatter(rng, level)
             level = level * np.exp(scatter) if self.objective.residual == "log" else level + scatter
         return Prediction(of, self.coverage if coverage is None else coverage, x, level, self.reach(x))
 
-    def _noise_weights(self) -> Array:
-        order = np.argsort(self.residuals)
-        return np.asarray(self.weights[order] / np.sum(self.weights))
+    def _scatter(self, rng: np.random.Generator, level: Array) -> Array:
+        """Residuals dealt anew, larger or smaller where the scatter follows the target."""
+        fitted = self.law.evaluate(self.theta, **self.x)
+        size = trend(self.residuals, fitted, self.weights)
+        n = len(self.residuals)
+        alike = self.residuals / size.size(fitted) * np.sqrt(n / max(n - self.free, 1))
+        return np.asarray(
+            rng.choice(alike, size=level.shape, p=self.weights / np.sum(self.weights)) * size.size(level)
+        )
 
     def reach(self, x: Mapping[str, Array]) -> Array:
         """How far each point lies outside the fitted rows: the largest factor over the axes, 1 inside."""

@@ -139,6 +139,8 @@ def read_variant(entry: Mapping[str, Any]) -> Variant:
         raise ValueError(
             f"the fit file is damaged: variant of kind {entry['what']!r}, result {entry['result']!r}"
         )
+    if not entry["at"] and entry["result"] != "not-applicable":
+        raise ValueError("the fit file is damaged: a variant is predicted at no point (at is empty)")
     return Variant(
         entry["what"],
         _text(entry["setting"]),

@@ -70,9 +70,8 @@ def data_section(fit: Fit) -> Section:
         for axis, x in fit.x.items()
     )
     said = [
-        f"{plural(len(fit.y), 'run')} with {spans}. The law explains {number(100 * fit.r2, 4)}% of the variance "
-        f"of the {named(fit.law.target)}; the typical distance of a run from it is {spread_text(fit)} "
-        "(robust standard deviation).",
+        f"{plural(len(fit.y), 'run')} with {spans}. {_explained(fit)}; the typical distance of a run from "
+        f"the law is {spread_text(fit)} (robust standard deviation).",
         _removed_sentence(fit),
     ]
     said += [f"The column {name} was derived: {how}." for name, how in fit.derived.items()]
@@ -99,6 +98,13 @@ def data_section(fit: Fit) -> Section:
             table("Rows of the table that are not in the fit", ("row", "code", "why"), removed, (0,))
         )
     return Section("data", "Data and fit", tuple(said), tuple(parts))
+
+
+def _explained(fit: Fit) -> str:
+    target = named(fit.law.target)
+    if np.isnan(fit.r2):
+        return f"All runs have the same {target}, so there is no variance for the law to explain"
+    return f"The law explains {number(100 * fit.r2, 4)}% of the variance of the {target}"
 
 
 def _removed_sentence(fit: Fit) -> str:
@@ -236,6 +242,8 @@ def parameter_section(fit: Fit) -> Section:
         why = (
             "There are no draws, so no intervals: fit with --draws 1000."
             if len(fit.draws) < FEW
+            else "The draws differ in no two parameters, so there is nothing to read jointly."
+            if fit.free > 1
             else "Only one parameter was left free, so there is nothing to read jointly."
         )
         return Section("parameters", "Parameters and their joint uncertainty", (why,), tuple(parts))

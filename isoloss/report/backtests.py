@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isoloss.comparing.backtest import Backtest
-from isoloss.report.canvas import ACCENT, BLUE, GREY, counts, dress, legend, losses, named
+from isoloss.report.canvas import ACCENT, BLUE, GREY, counts, diagonal, dress, legend, losses, named
 from isoloss.report.residuals import CROWD, marks
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def draw_backtest(axes: Axes, found: Backtest, target: str = "loss", unit: str =
     losses(
         axes, "y", np.concatenate([both, np.clip(_finite(found), 0.7 * both.min(), 1.3 * both.max())]), log
     )
-    axes.axline((both.min(), both.min()), (both.max(), both.max()), color=GREY, lw=1.0, zorder=0)
+    diagonal(axes, both)
     for own, colour, name in _kinds(found):
         axes.vlines(found.y[own], found.low[own], found.high[own], zorder=1, **_bars(len(found), colour))
         axes.plot(found.y[own], found.median[own], "o", color=colour, zorder=3, label=name, **marks(len(found)))  # fmt: skip

@@ -121,6 +121,13 @@ def losses(axes: Axes, which: Which, values: Array, log: bool | None = None) -> 
         (axes.set_xlim if which == "x" else axes.set_ylim)(good.min() - margin, good.max() + margin)
 
 
+def diagonal(axes: Axes, values: Array) -> None:
+    """The line of equal values, also where all values are one: a line needs two points that differ."""
+    low = float(values.min())
+    high = max(float(values.max()), low + (abs(low) or 1.0))
+    axes.axline((low, low), (high, high), color=GREY, lw=1.0, zorder=0)
+
+
 def _log_scale(axes: Axes, which: Which, low: float, high: float, subs: Sequence[float]) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 

@@ -18,6 +18,7 @@ from isoloss.report.canvas import (
     WIDE,
     chosen,
     counts,
+    diagonal,
     dress,
     legend,
     losses,
@@ -204,7 +205,7 @@ def _against(axes: Axes, fit: Fit) -> None:
     both = np.concatenate([level, fit.y])
     losses(axes, "x", both)
     losses(axes, "y", both)
-    axes.axline((both.min(), both.min()), (both.max(), both.max()), color=GREY, lw=1.0, zorder=0)
+    diagonal(axes, both)
     if band is not None:
         axes.vlines(fit.y, band.low, band.high, color=BLUE, alpha=0.3, lw=2.0, zorder=1)
     axes.plot(fit.y, level, "o", ms=4.5, color=BLUE, mec="white", mew=0.5, zorder=3)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
+
 from isoloss.comparing.backtest import Backtest
 from isoloss.files import write_atomically
 from isoloss.fitting.result import Fit
@@ -61,7 +63,7 @@ def write_report(fit: Fit, path: str | Path, budget: Budget | None = None) -> Pa
         The path written.
 
     Raises:
-        ValueError: the file cannot be written.
+        ValueError: the file cannot be written. TypeError: not a fit.
 
     Example:
         >>> import isoloss
@@ -70,9 +72,19 @@ def write_report(fit: Fit, path: str | Path, budget: Budget | None = None) -> Pa
         >>> "power(tokens)" in page.read_text(encoding="utf-8")
         True
     """
+    if not isinstance(fit, Fit):
+        raise TypeError(f"write_report needs a Fit, got {type(fit).__name__}. {_how_to_get_one(fit)}")
     path = Path(path)
     write_atomically(path, report_html(fit, budget))
     return path
+
+
+def _how_to_get_one(given: object) -> str:
+    if isinstance(given, str | Path):
+        return f"Do: write_report(isoloss.load({str(given)!r}), ...)"
+    if isinstance(getattr(given, "leading", None), Fit):
+        return "Of a stack: write_report(stack.leading, ...)"
+    return "Make one with isoloss.fit(law, table)"
 
 
 def report_html(fit: Fit, budget: Budget | None = None) -> str:
@@ -97,6 +109,8 @@ def _short(fit: Fit, given: Answer, seen: Backtest | str, sections: Sequence[Sec
     """The answer in a few lines."""
     used = f"{plural(len(fit.y), 'run')} used, {len(fit.removed)} removed"
     said = [f"{used}; they scatter {spread_text(fit)} around the law (robust standard deviation)."]
+    if np.isnan(fit.r2):
+        said = [f"{used}; all have the same {fit.law.target}, so there is no scatter to judge a law by."]
     if given.plan is not None:
         own = {w.code for w in given.plan.warnings} - {w.code for w in fit.warnings}
         place = [section.slug for section in sections].index("plan") + 1

@@ -109,6 +109,28 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Pat
     assert not printed.out
 
 
+def test_a_profile_without_an_answer_is_a_line_and_the_fit_is_written(tmp_path: Path, capsys: Out) -> None:
+    table, out = planted(tmp_path / "t.csv", noise=0.0), tmp_path / "fit.json"
+    words = ["fit", "hoffmann", str(table), *COLUMNS, "--draws", "20", "--no-sensitivity", "--json", str(out)]
+    assert run([*words, "--profile", "E, alpha"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("E", "alpha"):
+        assert f"{name}: no profile: the law passes through every row" in printed
+    assert json.loads(out.read_text())["result"] == "identified"
+
+
+def test_a_link_is_written_through_and_kept(tmp_path: Path, fitted: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    target, link = tmp_path / "kept" / "fit.json", tmp_path / "link.json"
+    link.symlink_to(target)
+    isoloss.load(fitted).save(link)
+    assert link.is_symlink()
+    assert target.read_text() == fitted.read_text()
+    assert list((tmp_path / "kept").iterdir()) == [target]
+    with pytest.raises(ValueError, match="it is a folder"):
+        isoloss.load(fitted).save(tmp_path / "kept")
+
+
 def test_predict_does_not_compare_units(fitted: Path, tmp_path: Path, capsys: Out) -> None:
     table = str(tmp_path / "t.csv")
     words = ["predict", str(fitted), "--at", table, *COLUMNS, "--units", "loss=nats/byte"]

@@ -118,3 +118,16 @@ def test_bad_input_is_named():
         simplex_weights(quantiles * np.nan, LEVELS, y)
     with pytest.raises(ValueError, match="coverage"):
         conformal([0.0], [1.0], [0.5], 1.0)
+
+
+def test_without_evidence_the_weights_are_the_prior_ones_and_with_it_they_are_not():
+    y = np.linspace(1, 2, 40)
+    same = np.stack([y - 0.1, y + 0.1])
+    prior = [0.7, 0.2, 0.1]
+    got = simplex_weights([same, same, same], [0.25, 0.75], y, prior=prior)
+    assert got == pytest.approx(prior, abs=1e-4)
+    perfect = np.stack([y - 1e-4, y + 1e-4])
+    got = simplex_weights([same, same, perfect], [0.25, 0.75], y, prior=prior)
+    assert got[2] > 0.999
+    with pytest.raises(ValueError, match="prior weights above 0"):
+        simplex_weights([same, same], [0.25, 0.75], y, prior=[1.0, 0.0])

@@ -179,7 +179,7 @@ def test_cost_is_named():
     assert training_cost(x)[1] == "6 * params_nonembedding * tokens"
     assert training_cost({"flops": np.array([5.0])})[1] == "flops"
     assert training_cost({"loss": np.array([2.0])})[0] == 0.5
-    with pytest.raises(ValueError, match="ordered by cost"):
+    with pytest.raises(ValueError, match=r"ordered by cost.*Add a column flops to the table: compare"):
         training_cost({"params": np.array([1.0]), "depth": np.array([1.0])})
 
 

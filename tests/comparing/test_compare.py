@@ -119,7 +119,7 @@ def test_one_hypothesis_in_two_coordinates_is_not_resolved():
     table = {"params": params, "tokens": tokens, "loss": loss}
     same = isoloss.compare(["hoffmann", "gadre-untied"], table, **QUICK)
     assert same.standings[1].margin.verdict == "not resolved"
-    assert same.standings[1].margin.ratio == pytest.approx(1.0, abs=0.1)
+    assert same.standings[1].margin.ratio == pytest.approx(1.0, abs=0.2)  # few draws of one posterior
 
 
 @pytest.mark.parametrize("residual", ["log", "linear"])
@@ -154,7 +154,7 @@ def test_criteria_are_their_formulas(found):
 
 
 def test_auto_takes_what_the_table_allows_and_says_what_not():
-    table = isoloss.read({"params": np.geomspace(1e6, 1e9, 14), "loss": np.geomspace(4.0, 2.0, 14)})
+    table = isoloss.read({"params": np.geomspace(1e6, 1e9, 12), "loss": np.geomspace(4.0, 2.0, 12)})
     asked, chosen, left = named("auto", table.derive())
     assert asked == []
     assert "hestness(params)" in [law.spec for law in chosen]
@@ -235,6 +235,34 @@ def test_a_stack_comes_back_from_its_file(stack, tmp_path):
             isoloss.load(tmp_path / "broken.json")
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("laws",), []),
+        (("laws", 0, "weight"), -0.5),
+        (("laws", 0, "weight"), "much"),
+        (("laws", 0, "margin", "ratio"), "wide"),
+        (("laws", 0, "r2"), "good"),
+        (("laws", 0, "backtest", "points", "y"), ["low"]),
+        (("conformal", "shift"), "0.1"),
+        (("conformal", "coverage"), "0.9"),
+        (("conformal", "coverage"), 90.0),
+        (("conformal", "n"), None),
+        (("coverage",), "0.9"),
+        (("rows",), "many"),
+        (("stack_crps",), "little"),
+    ],
+)
+def test_a_damaged_comparison_is_refused_in_words(stack, path, value):
+    document = json.loads(json.dumps(stack.to_json()))
+    place = document["comparison"]
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(ValueError, match=r"^the stack file is damaged: "):
+        Stack.from_json(document)
+
+
 def test_same_seed_same_result(found):
     shuffled = {name: values[::-1] for name, values in curve().items()}
     again = isoloss.compare(["hestness", "power"], shuffled, **QUICK)
@@ -254,6 +282,8 @@ def test_the_verbs_write_what_they_print(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "hestness(tokens)" in printed
     assert "best" in printed
+    assert "2 laws on 30 rows" in printed
+    assert "held out in 1 fold by tokens" in printed
     assert Comparison.from_json(json.loads(out.read_text())).best.law == "hestness(tokens)"
     assert run(["fit", "auto", str(table), "--draws", "40", "--fix", "E=1"]) == 2
     assert "--fix" in capsys.readouterr().err
@@ -266,3 +296,11 @@ def test_predict_and_plan_read_a_stack(stack, tmp_path, capsys):
     assert "stack of" in capsys.readouterr().out
     assert run(["predict", str(path), "--params-nonembedding", "1G"]) == 2
     assert "missing: tokens" in capsys.readouterr().err
+    leading = stack.leading.law.spec
+    assert run(["versus", str(path), str(path), "--at", "1G"]) == 0
+    assert capsys.readouterr().out.count(f"of the stack the leading one, {leading}") == 1
+    assert run(["report", str(path), "--out", str(tmp_path / "page.html")]) == 0
+    assert f"a report needs one law: of the stack the leading one, {leading}" in capsys.readouterr().out
+    assert leading in (tmp_path / "page.html").read_text(encoding="utf-8")
+    with pytest.raises(TypeError, match=r"write_report\(stack.leading"):
+        isoloss.write_report(stack, tmp_path / "other.html")

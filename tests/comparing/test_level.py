@@ -219,6 +219,12 @@ def test_a_law_that_is_none_is_refused():
         level(3, planted(0))
 
 
+@pytest.mark.parametrize(("name", "value"), [("at", "1T"), ("tolerance", "0.1"), ("tolerance", True)])
+def test_a_setting_that_is_no_number_is_refused(name, value):
+    with pytest.raises(TypeError, match=f"level needs {name} as a number, got {value!r}"):
+        level("hestness", planted(0), **{name: value})
+
+
 def test_too_few_sizes_is_no_answer():
     with pytest.raises(NoAnswer, match="4 different tokens are fewer than the first prefix needs, 5"):
         level("hestness", planted(0, tokens=np.repeat(TOKENS[:4], 5)))

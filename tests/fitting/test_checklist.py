@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 import isoloss
 from isoloss.cli import run
-from isoloss.fitting.checklist import QUESTIONS, SECTIONS, STATED, Source, parse_about, tally
+from isoloss.fitting.checklist import QUESTIONS, SECTIONS, STATED, Source, parse_about
 from isoloss.fitting.result import Fit
 from tests.oracles.formulas import FORMULAS, PLANTED, points
 
@@ -126,6 +126,7 @@ def test_what_the_user_states():
         ({"objective": "x"}, ValueError, "the fit itself answers"),
         ({"schedule": " "}, ValueError, "an answer for schedule"),
         ({"schedule": 3}, TypeError, "text for schedule"),
+        (["data"], TypeError, r"about needs a mapping of answers, got \['data'\]"),
     ],
 )
 def test_wrong_statements(about, error, words):
@@ -141,19 +142,6 @@ def test_wrong_words(words):
 
 def test_words_keep_equals_signs():
     assert parse_about(["schedule=a=b"]) == {"schedule": "a=b"}
-
-
-def test_tally_counts():
-    found = make({"schedule": "cosine"})
-    total = {
-        section: (answered, asked, missing) for section, answered, asked, missing in tally(found.checklist)
-    }
-    assert list(total) == list(SECTIONS)
-    assert sum(asked for _, asked, _ in total.values()) == len(QUESTIONS)
-    answered, asked, missing = total["training set-up"]
-    assert answered + len(missing) == asked
-    assert "schedule" not in missing
-    assert "warmup" in missing
 
 
 def test_there_and_back():
@@ -186,7 +174,11 @@ def test_the_command_line_prints_both(capsys, tmp_path):
     assert "sensitivity: loss at params" in text
     assert "D*/N*" in text
     assert "tied exponents (alpha=beta)" in text
-    assert "training set-up: 7 of 12 stated; missing: repetition, data, warmup, weight-decay, code" in text
+    lines = [line for line in text.splitlines() if line.startswith("checklist: ")]
+    assert lines == [
+        "checklist: 23 of 31 answered; open: repetition, data, warmup, weight-decay, code, evaluation-set, "
+        "smoothing, held-out (--checklist prints all, --about KEY=TEXT answers)"
+    ]
     found = isoloss.load(path)
     assert answers(found)["schedule"] == ("cosine to 10 %", "user")
     assert found.sensitivity[0].what == "fit"

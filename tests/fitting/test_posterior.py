@@ -210,3 +210,57 @@ def test_the_scale_behind_a_huber_temperature_is_the_noise(delta, sd):
         assert widen == pytest.approx(1.0, abs=0.01)
     if delta < sd / 5:
         assert widen == pytest.approx(np.sqrt(np.pi / 2), rel=0.02)
+
+
+@pytest.mark.parametrize("objective", [LeastSquares(), StudentT(df=1e8)])
+def test_weights_count_as_many_rows_as_they_are_worth(objective):
+    """Weights (1, 1/4) in turn on 16 rows: Kish says 11.8 rows, so t with 9.8 degrees of freedom."""
+    table = {**straight(3, tokens=np.geomspace(1e6, 1e9, 16)), "w": np.tile([1.0, 0.25], 8)}
+    found = fitted(table, objective, "posterior", weights="w")
+    w = table["w"] * np.sum(table["w"]) / np.sum(table["w"] ** 2)
+    design = np.column_stack([np.ones(16), -np.log(table["tokens"])])
+    inverse = np.linalg.inv((design * w[:, None]).T @ design)
+    y = np.log(table["loss"])
+    estimate = inverse @ design.T @ (w * y)
+    r = y - design @ estimate
+    freedom = np.sum(w) - 2
+    scale = np.sqrt(np.sum(w * r**2) / freedom * inverse[1, 1])
+    truth = stats.t(freedom, loc=estimate[1], scale=scale)
+    assert far_from(found.draws[:, found.law.names.index("c")], truth, 400) < 1.63
+
+
+def test_rows_of_weight_0_are_left_out_and_named():
+    table = straight(4, tokens=np.geomspace(1e6, 1e9, 12))
+    half = {name: values[::2] for name, values in table.items()}
+    silent = fitted({**table, "w": np.tile([1.0, 0.0], 6)}, LeastSquares(), "posterior", weights="w", draws=50)
+    alone = fitted(half, LeastSquares(), "posterior", draws=50)
+    assert [entry.code for entry in silent.removed] == ["zero-weight"] * 6
+    assert np.array_equal(silent.draws, alone.draws)
+
+
+@pytest.mark.parametrize("how", ["wild", "residual"])
+def test_a_fit_through_single_rows_has_no_residuals_to_deal(how):
+    with pytest.raises(ValueError, match="passes through some rows"):
+        fitted(straight(), Huber(), how)
+
+
+def test_one_cluster_is_no_answer():
+    with pytest.raises(isoloss.NoAnswer, match="all 8 rows have the same seed"):
+        fitted({**straight(), "seed": np.ones(8)}, LeastSquares(), "bootstrap", cluster="seed")
+
+
+def test_a_bound_on_which_the_estimate_sits_does_not_draw_the_others_out():
+    """The draws lie above the bound; stretched about the estimate they would run away from it."""
+    rng = np.random.default_rng(0)
+    n, d = np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 1e11, 5))
+    loss = (1.7 + 480 * n**-0.35 + 2000 * d**-0.37) * np.exp(0.003 * rng.normal(size=n.shape))
+    table = {"params": n.ravel(), "tokens": d.ravel(), "loss": loss.ravel()}
+    held = isoloss.Constraints(bounds={"E": (1.9, 3.0)})
+    found = isoloss.fit("hoffmann", table, constraints=held, sensitivity=False, draws=400)
+    assert found.draws[:, 1].max() < 1e6
+
+
+def test_a_prior_is_no_wider_for_the_objective():
+    held = isoloss.Constraints(priors={"c": (0.3, 1e-5)})
+    found = fitted(straight(7, sd=0.05), Huber(), "posterior", constraints=held)
+    assert found.parameters["c"].stderr == pytest.approx(1e-5, rel=0.15)

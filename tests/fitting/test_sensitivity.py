@@ -382,6 +382,7 @@ def test_there_and_back(replication):
         ("at", 3),
         ("values", {"E": None}),
         ("dropped", ["a"]),
+        ("at", {}),
     ],
 )
 def test_a_damaged_variant_is_refused(replication, key, value):

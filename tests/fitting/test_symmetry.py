@@ -132,7 +132,13 @@ def test_weights_have_no_unit(factor):
 
 def test_a_tie_is_the_law_with_one_exponent():
     table = noisy("gadre", seed=10)
-    tied = isoloss.fit("hoffmann", table, constraints=isoloss.Constraints(tie=(("alpha", "beta"),)), draws=30, uncertainty="bootstrap")
+    tied = isoloss.fit(
+        "hoffmann",
+        table,
+        constraints=isoloss.Constraints(tie=(("alpha", "beta"),)),
+        draws=30,
+        uncertainty="bootstrap",
+    )
     one = isoloss.fit("gadre", table, draws=30, uncertainty="bootstrap")
     assert tied.value == pytest.approx(one.value, rel=1e-9)
     E, a, b, eta = one.theta

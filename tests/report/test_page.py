@@ -291,6 +291,23 @@ def test_without_draws_there_are_curves_without_bands(fit):
     assert len(data_section(bare).parts) == 2
 
 
+@pytest.mark.parametrize("law", ["hoffmann", "power(tokens)"])
+def test_equal_losses_have_a_page_that_says_there_is_no_scatter(law):
+    d, n = (a.ravel() for a in np.meshgrid(np.geomspace(1e8, 1e9, 3), np.geomspace(1e6, 1e7, 3)))
+    same = isoloss.fit(law, {"params": n, "tokens": d, "loss": np.full(9, 2.0)}, draws=20, starts=4)
+    seen = Page(report_html(same))
+    assert "Result: not identified" in seen.words[""]
+    assert "all have the same loss, so there is no scatter" in seen.said("short")
+    assert "no variance for the law to explain" in seen.said("data")
+
+
+@pytest.mark.parametrize("given", ["fit.json", None])
+def test_only_a_fit_has_a_page(given, tmp_path):
+    with pytest.raises(TypeError, match=r"write_report needs a Fit, got (str|NoneType)"):
+        isoloss.write_report(given, tmp_path / "page.html")
+    assert not list(tmp_path.iterdir())
+
+
 def test_too_few_rows_are_shown_and_not_tested():
     rows = {name: values[[0, 7, 14, 21]] for name, values in table().items()}
     found = isoloss.fit("hoffmann", rows, draws=20, starts=8, sensitivity=False)
@@ -484,4 +501,13 @@ def test_the_verb_writes_the_page_and_prints_its_place(line, tmp_path, capsys, m
         "short"
     )
     assert run(["report", str(tmp_path / "fit.json"), "--out", str(tmp_path / "no" / "page.html")]) == 2
-    assert run(["report", str(tmp_path / "fit.json"), "--out", out, "--minimise", "money"]) == 2
+    capsys.readouterr()
+    for words in (
+        "--minimise money",
+        "--utilisation 0.4",
+        "--serve-utilisation 0.2",
+        "--bits 16",
+        "--peak 1e15",
+    ):
+        assert run(["report", str(tmp_path / "fit.json"), "--out", out, *words.split()]) == 2
+        assert f"{words.split()[0]} belongs to a budget" in capsys.readouterr().err
