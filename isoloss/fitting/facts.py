@@ -40,11 +40,12 @@ def _counts(values: Array) -> str:
 
 def size_of(used: Runs) -> str:
     """Rows in the fit, and how many runs they are of."""
-    rows = f"{len(used)} rows"
+    rows = f"{len(used)} row{'' if len(used) == 1 else 's'}"
     if "run" not in used or used["run"].dtype.kind != "U":
         return f"{rows}, taken as one run each"
     names = used["run"]
-    return f"{rows} of {len(np.unique(names[names != ''])) + int(np.sum(names == ''))} runs"
+    count = len(np.unique(names[names != ""])) + int(np.sum(names == ""))
+    return f"{rows} of {count} run{'' if count == 1 else 's'}"
 
 
 def ranges_of(fit: Fit) -> str:

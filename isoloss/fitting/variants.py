@@ -272,7 +272,9 @@ def _without(base: _Change, fit: Fit, setting: str, which: Array) -> _Change:
     change = replace(base, what="rows", setting=setting, dropped=rows)
     left = len(fit.y) - len(rows)
     if left <= fit.free:
-        return replace(change, why=f"{left} rows would be left for {fit.free} parameters")
+        return replace(
+            change, why=f"{left} row{'' if left == 1 else 's'} would be left for {fit.free} parameters"
+        )
     return replace(change, runs=base.runs.take(~np.isin(base.runs.rows, rows)))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from isoloss.comparing.backtest import Backtest
-from isoloss.files import write_atomically
+from isoloss.files import refuse_unwritable, write_atomically
 from isoloss.fitting.result import Fit
 from isoloss.planning.budget import Budget
 from isoloss.report.about_fit import (
@@ -75,6 +75,7 @@ def write_report(fit: Fit, path: str | Path, budget: Budget | None = None) -> Pa
     if not isinstance(fit, Fit):
         raise TypeError(f"write_report needs a Fit, got {type(fit).__name__}. {_how_to_get_one(fit)}")
     path = Path(path)
+    refuse_unwritable(path)
     write_atomically(path, report_html(fit, budget))
     return path
 

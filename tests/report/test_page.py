@@ -308,6 +308,12 @@ def test_only_a_fit_has_a_page(given, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_is_refused_before_the_page_is_made(fit, tmp_path, monkeypatch):
+    monkeypatch.setattr("isoloss.report.page.report_html", lambda *_: pytest.fail("made"))
+    with pytest.raises(ValueError, match="it is a folder"):
+        isoloss.write_report(fit, tmp_path)
+
+
 def test_too_few_rows_are_shown_and_not_tested():
     rows = {name: values[[0, 7, 14, 21]] for name, values in table().items()}
     found = isoloss.fit("hoffmann", rows, draws=20, starts=8, sensitivity=False)
