@@ -1,6 +1,6 @@
 """Published tables: what the public default says of the dearest tenth, beside a plain Hoffmann fit.
 
-``python -m benchmarks.real_tables [--out docs/comparing.md]``
+``python -m benchmarks.real_tables [--choose] [--out docs/comparing.md]``
 
 Half A of the tables chooses the settings, half B judges them: groups of tables that share training runs go to A
 and B in turn, in the order of :func:`tables`. Of each table the dearest tenth of the runs is held out; the CRPS
@@ -26,13 +26,12 @@ import isoloss
 from benchmarks.page import machine, put, table
 from benchmarks.tables import LAWS, needed, rows
 from isoloss.comparing.aggregate import conformal
-from isoloss.comparing.candidates import named
 from isoloss.comparing.compare import compare, stacked
-from isoloss.comparing.recency import recency_of, weighted
 from isoloss.comparing.scores import coverage_band, crps
 from isoloss.comparing.stack import LEAST, Stack
 from isoloss.errors import NoAnswer
 from isoloss.fitting.objective import Huber, Objective, StudentT
+from isoloss.fitting.result import Fit
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Columns = dict[str, Array]
@@ -45,7 +44,6 @@ RESAMPLES = 10_000
 OBJECTIVES: dict[str, Objective] = {"huber 1e-3": Huber(), "student-t": StudentT()}
 PULLS = (0.0, 0.3, 1.0, 3.0)
 Setting = tuple[str, float, bool]
-DEFAULT: Setting = ("student-t", 1.0, True)  # what isoloss.auto does where nothing is said
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,43 +209,32 @@ def ours(stack: Stack, held: Columns) -> Score:
     return score(stack.predict(of="run", **at).draws, held["loss"])
 
 
-def every_setting(seen: Columns, held: Columns) -> tuple[dict[Setting, Score], Stack]:
-    """The stack by every setting: back-tests once for each objective. And the stack of the default."""
+def every_setting(seen: Columns, held: Columns) -> dict[Setting, Score]:
+    """The stack by every setting, from one comparison for each objective; tables of several axes only."""
     runs = isoloss.read(seen).derive()
-    _, laws, _ = named("auto", runs)
-    runs, weights = weighted(runs, laws, recency_of(laws, None), None)
-    several = len({axis for law in laws for axis in law.axes}) > 1
     out: dict[Setting, Score] = {}
     for name, objective in OBJECTIVES.items():
-        if not several and name != "huber 1e-3":  # curves: settings of benchmarks.learning_curves
-            out |= {(name, *rest): out["huber 1e-3", *rest] for rest in product(PULLS, (True, False))}
-            continue
-        found = compare("auto", runs, objective=objective, weights=weights)
+        found = compare("auto", runs, objective=objective)
         tests = [standing.backtest for standing in found.standings]
-        fits = {}
+        fits: dict[str, Fit] = {}
         for pull in PULLS:
             share, shift, *_ = stacked(tests, COVERAGE, pull)
             kept = [(s.law, w) for s, w in zip(found.standings, share, strict=True) if w >= LEAST]
             for law, _ in kept:
                 if law not in fits:
-                    fits[law] = isoloss.fit(
-                        law, runs, objective=objective, weights=weights, sensitivity=False
-                    )
+                    fits[law] = isoloss.fit(law, runs, objective=objective, sensitivity=False)
             if not kept:
                 raise NoAnswer("no law answered in every fold", "more rows")
             total = sum(w for _, w in kept)
             members, shares = tuple(fits[law] for law, _ in kept), tuple(w / total for _, w in kept)
             for wide in (True, False):
                 width = shift if wide else conformal([], [], [], COVERAGE)
-                stack = Stack(members, shares, replace(found, conformal=width))
-                out[name, pull, wide] = ours(stack, held)
-                if (name, pull, wide) == (DEFAULT if several else ("huber 1e-3", *DEFAULT[1:])):
-                    default = stack
-    return out, default
+                out[name, pull, wide] = ours(Stack(members, shares, replace(found, conformal=width)), held)
+    return out
 
 
-def measure(one: Table, half: str) -> Line:
-    """Both on one table: on half A by every setting, on half B by ``isoloss.auto`` as it comes."""
+def measure(one: Table, half: str, choose: bool) -> Line:
+    """Both on one table, the stack by ``isoloss.auto`` as it comes; to choose, on half A by every setting too."""
     seen, held = one.parts()
     lost, settings, weights = [], dict[Setting, Score](), ""
     literature = stack_score = None
@@ -256,12 +243,12 @@ def measure(one: Table, half: str) -> Line:
     except (NoAnswer, ValueError) as error:
         lost.append(f"plain: {error}")
     try:
-        if half == "A":
-            settings, stack = every_setting(seen, held)
-            stack_score = settings[DEFAULT]
-        else:
-            stack = isoloss.auto(seen)
-            stack_score = ours(stack, held)
+        stack = isoloss.auto(seen)
+        stack_score = ours(stack, held)
+        if (
+            choose and half == "A" and len(stack.leading.law.axes) > 1
+        ):  # curves: see benchmarks.learning_curves
+            settings = every_setting(seen, held)
         pairs = sorted(zip(stack.weights, stack.members, strict=True), key=lambda pair: -pair[0])
         weights = ", ".join(f"{w:.2f} {fit.law.slug}" for w, fit in pairs)
     except (NoAnswer, ValueError) as error:
@@ -302,11 +289,14 @@ def total(name: str, lines: Sequence[Line]) -> list[str]:
 def block(lines: Sequence[Line], seconds: float) -> str:
     """All of it in Markdown."""
     good = [line for line in lines if not line.lost]
-    chosen = [line for line in good if line.half == "A"]
+    chosen = [line for line in good if line.settings]
     literature = sum(line.plain.crps for line in chosen if line.plain)
     grid = []
     for name, wide in product(OBJECTIVES, (True, False)):
-        sums = [sum(line.settings[name, pull, wide].crps for line in chosen) / literature for pull in PULLS]
+        sums = [
+            sum(line.settings[name, pull, wide].crps for line in chosen) / max(literature, 1e-300)
+            for pull in PULLS
+        ]
         grid.append([name, "yes" if wide else "no", *(f"{value:.3f}" for value in sums)])
     detail = [
         [
@@ -322,10 +312,13 @@ def block(lines: Sequence[Line], seconds: float) -> str:
         for line in lines if line.lost
     ]  # fmt: skip
     pulls = [f"pull {pull:g}" for pull in PULLS]
-    return "\n".join([
-        "Half A, the choice: total CRPS over that of the plain fit.", "",
+    choice = [
+        f"The choice, {len(chosen)} tables of half A with several axes: total CRPS over that of the plain fit.", "",
         table(["objective", "widened", *pulls], grid, range(2, 2 + len(PULLS))), "",
-        "Totals, at the default (Student-t, pull 1, widened); CRPS and error in % of the loss, the CRPS summed over "
+    ]  # fmt: skip
+    return "\n".join([
+        *(choice if chosen else ()),
+        "Totals, of `isoloss.auto(runs)` as it comes (Student-t, pull 3, widened); CRPS and error in % of the loss, the CRPS summed over "
         "tables, its ratio with a 95% interval by resampling groups of tables that share runs; coverage of the 90% "
         "intervals with its exact binomial band, as if held-out runs were independent (those of a table share a fit "
         "and are not: the true band is wider).", "",
@@ -350,10 +343,11 @@ def main() -> None:
     """Measure every table and print or write the page's block."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--choose", action="store_true", help="also every setting on half A: twice as long")
     asked = parser.parse_args()
     lines = []
     for one, half in halves():
-        lines.append(measure(one, half))
+        lines.append(measure(one, half, asked.choose))
         line = lines[-1]
         ratio = f"{line.ours.crps / line.plain.crps:.3f}" if line.ours and line.plain else line.lost
         said = f"{half} {one.source}, {one.name}: {ratio}; {line.weights}; {time.process_time():.0f} s"
