@@ -299,7 +299,7 @@ def test_planted_parameters_come_back(slug, objective):
     law = laws.get(slug)
     x = points(law.axes, 80, seed=24)
     y = FORMULAS[slug](PLANTED[slug], x)
-    if slug == "broken2":  # nine parameters: enough starts, and a Huber loss that is not all corners
+    if slug in ("broken2", "m4"):  # curved valleys: a Huber loss that is not all corners
         objective = isoloss.LeastSquares() if objective.name == "least-squares" else isoloss.Huber(delta=0.05)
     found = isoloss.fit(law, {**x, law.target: y}, objective=objective, draws=0)
     np.testing.assert_allclose(law.evaluate(found.theta, **x), y, rtol=1e-6)

@@ -232,7 +232,9 @@ def test_weights_count_as_many_rows_as_they_are_worth(objective):
 def test_rows_of_weight_0_are_left_out_and_named():
     table = straight(4, tokens=np.geomspace(1e6, 1e9, 12))
     half = {name: values[::2] for name, values in table.items()}
-    silent = fitted({**table, "w": np.tile([1.0, 0.0], 6)}, LeastSquares(), "posterior", weights="w", draws=50)
+    silent = fitted(
+        {**table, "w": np.tile([1.0, 0.0], 6)}, LeastSquares(), "posterior", weights="w", draws=50
+    )
     alone = fitted(half, LeastSquares(), "posterior", draws=50)
     assert [entry.code for entry in silent.removed] == ["zero-weight"] * 6
     assert np.array_equal(silent.draws, alone.draws)

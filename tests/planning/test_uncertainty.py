@@ -32,7 +32,7 @@ def codes(found):
 
 
 def test_intervals_are_quantiles_of_the_draws_own_optima(fit):
-    fit = dataclasses.replace(fit, draws=fit.draws[:50])
+    fit = dataclasses.replace(fit, draws=fit.draws[:50], scales=fit.scales[:50])
     found = plan(fit, Budget(flops=1e22))
     own = [plan(fit.law, Budget(flops=1e22), theta=theta) for theta in fit.draws]
     for name in ("params", "tokens", "tokens_per_param"):
@@ -119,7 +119,7 @@ def test_serving_that_nothing_counts_is_said(fit):
 
 
 def test_a_fit_without_draws_gives_no_intervals(fit):
-    bare = dataclasses.replace(fit, draws=fit.draws[:0])
+    bare = dataclasses.replace(fit, draws=fit.draws[:0], scales=fit.scales[:0])
     found = plan(bare, Budget(flops=1e22))
     assert math.isnan(found.params.low)
     assert math.isnan(found.loss_run.high)
@@ -184,7 +184,7 @@ def test_a_best_size_that_is_anywhere(fit):
     wild = fit.draws.copy()
     wild[:, 3] = np.linspace(0.02, 1.5, len(wild))
     with pytest.raises(NoAnswer, match="leave the best size open from"):
-        plan(dataclasses.replace(fit, draws=wild), Budget(flops=1e22))
+        plan(dataclasses.replace(fit, draws=wild, scales=np.empty(0)), Budget(flops=1e22))
 
 
 # --- bad input ---------------------------------------------------------------------------------------------------
