@@ -25,12 +25,14 @@ class Trend:
         slope: b; 0 where the rows do not show that it differs from 0.
         low, high: log of the least and largest predicted target of the rows.
         middle: log target at which s is 1.
+        pooled: root mean square of s over the rows.
     """
 
     slope: float
     low: float
     high: float
     middle: float
+    pooled: float = 1.0
 
     def size(self, predicted: Array) -> Array:
         """s at predicted targets, of their shape."""
@@ -76,4 +78,5 @@ def trend(residuals: Array, predicted: Array, weights: Array) -> Trend:
             break
     if abs(slope) * math.sqrt(information) < SURE:
         return none
-    return Trend(slope, none.low, none.high, middle)
+    pooled = math.sqrt(float(np.sum(weights * np.exp(2 * slope * t)) / np.sum(weights)))
+    return Trend(slope, none.low, none.high, middle, pooled)

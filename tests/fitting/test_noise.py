@@ -62,4 +62,5 @@ def test_a_new_run_scatters_as_its_neighbours_do():
         run = np.log(found.predict(of="run", tokens=at, coverage=0.9).draws[:, 0])
         assert np.std(run) == pytest.approx(wanted, rel=0.25)
     beyond = np.log(found.predict(of="run", tokens=1e12).draws[:, 0])
-    assert np.std(beyond) == pytest.approx(0.01, rel=0.35)  # the trend is not carried on
+    pooled = np.sqrt(np.mean(sd**2))
+    assert np.std(beyond) == pytest.approx(pooled, rel=0.25)  # outside the rows never less than theirs
