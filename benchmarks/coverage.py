@@ -1,11 +1,11 @@
 """Do 90 % intervals hold the truth 90 % of the time, and how wide must they be for it? Twelve simulated cells.
 
-python -m benchmarks.coverage [--sims 400] [--jobs 2] [--out docs/coverage.md]
+python -m benchmarks.coverage [--sims 150] [--jobs 2] [--out docs/intervals.md]
 
 Three laws times 9, 30, 100 and 300 runs. In every simulation the runs get fresh noise, the law is fitted, and
 a run of ten times the dearest run's compute is predicted: the level of the law there, and one new run with
-the same noise, outliers included. The oracle knows the form of the law and the exact density of the noise, outliers included, and samples the
-posterior of the parameters alone; nobody can expect to be sharper.
+the same noise, outliers included. The oracle knows the form of the law and the exact density of the noise, and
+samples the posterior of the parameters alone; nobody can expect to be sharper.
 """
 
 from __future__ import annotations
@@ -270,7 +270,7 @@ HEAD = """
 def main() -> None:
     """Run the cells and print or write the tables; cells that the file holds already are not run again."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sims", type=int, default=300)
+    parser.add_argument("--sims", type=int, default=150)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", help="LAW:N, one cell")
     parser.add_argument("--done", type=Path, default=Path("out/coverage.json"), help="finished cells")

@@ -1,6 +1,7 @@
 """How well the far end of a learning curve is told from its cheap part: stack, single laws, last value.
 
-``python -m benchmarks.learning_curves [--curves 60] [--out docs/learning-curves.md]``
+``python -m benchmarks.learning_curves [--curves 50] [--out docs/learning-curves.md]``
+``python -m benchmarks.learning_curves --choose [--curves 200]``: on the other half, what the defaults were chosen by
 """
 
 from __future__ import annotations
@@ -202,13 +203,48 @@ def lines_of(found: Sequence[Mapping[str, Score | None]], families: Sequence[str
     return out
 
 
+def choice(curves: Sequence[Curve]) -> str:
+    """Mean absolute log error of single laws by recency, and of means of their logs: best parameters, no draws."""
+    truth = np.log([curve.truth[0] for curve in curves])
+
+    def error(logs: Any) -> str:
+        return f"{np.mean(np.abs(np.clip(logs, -BIG, BIG) - truth)):.3f}"
+
+    out = []
+    for recency in (0.0, 0.25, 0.5, 1.0):
+        logs = {label: np.array([_far(name, recency, c) for c in curves]) for label, name in SINGLE.items()}
+        three = np.mean([logs["M2"], logs["M3"], logs["M4"]], axis=0)
+        two = np.mean([logs["M2"], logs["M4"]], axis=0)
+        out.append([f"{recency:g}", *(error(values) for values in logs.values()), error(three), error(two)])
+        print(f"recency {recency:g}, {time.process_time():.0f} s", file=sys.stderr)
+    last = error(np.log([curve.y[-1] for curve in curves]))
+    head = ["recency", *SINGLE, "mean of the logs of M2, M3, M4", "of M2 and M4"]
+    return f"{len(curves)} curves; last value {last}\n\n" + table(head, out, right=range(1, len(head)))
+
+
+def _far(name: str, recency: float, curve: Curve) -> float:
+    weights = (curve.x / curve.x[-1]) ** recency
+    fit = isoloss.fit(
+        name, {"tokens": curve.x, "loss": curve.y, COLUMN: weights}, objective=isoloss.StudentT(), weights=COLUMN,
+        draws=0, starts=12, sensitivity=False,
+    )  # fmt: skip
+    return float(np.log(fit.law.evaluate(fit.theta, tokens=curve.far)[0]))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run it and write the block."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--curves", type=int, default=50, help="how many of LCDB's, drawn at random")
+    parser.add_argument(
+        "--choose", action="store_true", help="print the table of the choosing half, and stop"
+    )
     parser.add_argument("--half", type=int, default=1, choices=(0, 1), help="0: where settings were chosen")
     parser.add_argument("--out", type=Path, help="page to put the block in; default: print it")
     args = parser.parse_args(argv)
+    if args.choose:
+        usable, _ = lcdb(0)
+        print(choice([usable[k] for k in np.random.default_rng(11).permutation(len(usable))[: args.curves]]))
+        return
     usable, left = lcdb(args.half)
     order = np.random.default_rng(3).permutation(len(usable))[: args.curves]
     curves = [usable[k] for k in order]

@@ -245,12 +245,12 @@ def auto(
             "no law answered in every fold of the back-test, so none has a weight",
             f"more rows, or one law by name: isoloss fit {found.best.law}",
         )
-    kept = _same_axes(kept, [*asked, *added])
+    by_name = {law.spec: law for law in (*asked, *added)}
+    kept = _same_axes(kept, by_name)
     same = table.take(_usable(table, found))
-    by_name = {law.spec: law for law in ([laws] if isinstance(laws, Law) else laws) if isinstance(law, Law)}
     members = tuple(
         fit_law(
-            by_name.get(s.law, s.law), same, objective=objective, cluster=cluster, weights=weights,
+            by_name[s.law], same, objective=objective, cluster=cluster, weights=weights,
             draws=draws, starts=starts, coverage=coverage, seed=seed, sensitivity=s is kept[0],
             progress=progress,
         )
@@ -260,16 +260,12 @@ def auto(
     return Stack(members, tuple(s.weight / total for s in kept), found, recency)
 
 
-def _same_axes(kept: list[Standing], laws: Sequence[Law]) -> list[Standing]:
+def _same_axes(kept: list[Standing], laws: Mapping[str, Law]) -> list[Standing]:
     """Members that read no more than the heaviest one does, so that a prediction needs no further input."""
-    axes = {law.spec: {*law.axes} for law in laws}
-    needed = axes[kept[0].law] | ({*DERIVED} if len(axes[kept[0].law] & {*DERIVED}) > 1 else set())
-    return [s for s in kept if axes[s.law] - {*law_defaults(s.law, laws)} <= needed]
-
-
-def law_defaults(spec: str, laws: Sequence[Law]) -> tuple[str, ...]:
-    """Axes of the law of that name that need not be given."""
-    return tuple(next(law for law in laws if law.spec == spec).defaults)
+    given = {*laws[kept[0].law].axes}
+    if len(given & {*DERIVED}) > 1:
+        given |= {*DERIVED}
+    return [s for s in kept if {*laws[s.law].axes} - {*laws[s.law].defaults} <= given]
 
 
 def _usable(table: Runs, found: Comparison) -> Array:

@@ -18,6 +18,7 @@ from isoloss.fitting.uncertainty import (
     by_residuals,
     by_rows,
     by_signs,
+    effective,
     laplace,
     robust_sd,
 )
@@ -69,11 +70,6 @@ def choose(how: How, problem: Problem, psi: Array, data: Data, clustered: bool) 
     if clustered or len(data) >= FEW or rows <= parameters + 0.5 or not noisy:
         return "bootstrap"
     return "posterior"
-
-
-def effective(weights: Array) -> float:
-    """Kish's number of equally weighted rows that say as much, ``(sum w)^2 / sum w^2``."""
-    return float(np.sum(weights)) ** 2 / float(np.sum(weights**2))
 
 
 def draw(

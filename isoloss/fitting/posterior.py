@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from isoloss.fitting.minimise import Problem
-from isoloss.fitting.uncertainty import Progress, laplace
+from isoloss.fitting.uncertainty import Progress, effective, laplace
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -62,8 +62,7 @@ def posterior(
 
     Jeffreys' prior makes the result independent of the coordinates, and keeps a term that the rows hardly
     see from wandering off to zero. The scale of the noise is a coordinate as the others, at most that of the
-    measurements around their mean. Sampled by two
-    ensembles of walkers with stretch moves (Goodman & Weare 2010, CAMCoS 5(1)) and difference moves
+    measurements around their mean. Sampled by two ensembles of walkers with stretch moves (Goodman & Weare 2010, CAMCoS 5(1)) and difference moves
     (ter Braak 2006, Stat. Comput. 16), all walkers of both in one batch.
 
     A Huber loss with a small delta is no density that measurements follow: under normal noise its estimate
@@ -79,7 +78,7 @@ def posterior(
     """
     if problem.objective.name != "gaussian":  # there weights are known precisions, and every row is one row
         # Elsewhere they say how much a row counts, not how many it stands for: Kish's effective number.
-        weights = weights * float(np.sum(weights)) / float(np.sum(weights**2))
+        weights = weights * effective(weights) / float(np.sum(weights))
     target = _Target(problem, weights)
     walkers = 2 * math.ceil(min(max(draws / ENSEMBLES, WALKERS[0]), WALKERS[1]) / 2)
     at = target.first(minima, ENSEMBLES * walkers, rng).reshape(ENSEMBLES, walkers, target.size)
@@ -202,7 +201,7 @@ def walk(
                     taken = np.log(rng.random(movers.shape)) < tried - height[rows, movers] + bonus
                 at[rows, movers] = np.where(taken[..., None], new, here)
                 height[rows, movers] = np.where(taken, tried, height[rows, movers])
-            if 2 * step in (settle, settle + 1):
+            if step == settle // 2:
                 _free(at, height, rng)
             if step >= settle:
                 kept.append(at.copy())

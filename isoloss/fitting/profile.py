@@ -13,7 +13,7 @@ from isoloss.errors import NoAnswer
 from isoloss.fitting.constraints import Constraints
 from isoloss.fitting.objective import Objective
 from isoloss.fitting.result import Fit
-from isoloss.fitting.search import nearby, pose
+from isoloss.fitting.search import AGREED, nearby, pose
 from isoloss.runs import read
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -21,7 +21,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 STEPS = 40  # outward on each side, each 1.35 times the last: a factor of 160,000 in all
 GROWTH = 1.35
 HALVINGS = 12
-AGREE = 0.9  # share of starts in one minimum: then the last value's minimum is enough to begin from
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +175,7 @@ class _Likelihood:
         held = self.fit.constraints
         fixed = Constraints({**held.fix, self.name: value}, held.tie, held.bounds, held.priors, held.borrow)
         posed = pose(self.fit.law, self.runs, self.fit.objective, fixed, "weight")
-        problem, found = nearby(posed, self.theta, self.scale, self.fit.agreeing_starts >= AGREE)
+        problem, found = nearby(posed, self.theta, self.scale, self.fit.agreeing_starts >= AGREED)
         best = found.psi[np.argmin(found.value)]
         self.theta = posed.place.theta(best)  # the next value is near this one
         height, _ = self._height(problem.residuals(best[None])[0][0], posed.data.weights)

@@ -138,12 +138,6 @@ class Fit:
         total = float(np.sum(w * (self.y - mean) ** 2))
         return 1 - float(np.sum(w * (self.y - predicted) ** 2)) / total if total > 0 else float("nan")
 
-    @property
-    def noise(self) -> Array:
-        """Residuals as the scatter of a new run: widened by ``sqrt(n/(n-p))`` for the fitted parameters."""
-        n = len(self.residuals)
-        return np.asarray(np.sort(self.residuals) * np.sqrt(n / max(n - self.free, 1)))
-
     def correlation(self, first: str, second: str) -> float:
         """Correlation of two parameters over the draws, positive ones as logs."""
         columns = []

@@ -24,6 +24,7 @@ FEW_STARTS = 8  # beside a known theta
 FEW_STEPS = 30  # of those starts
 BEST = 6  # of them that go on
 MORE_STEPS = 60
+AGREED = 0.9  # share of the starts in one minimum from which a refit may begin there alone
 CLOSE = 0.05  # a share of the objective: above the best by more, and a descent is given up
 
 

@@ -240,3 +240,8 @@ def robust_sd(r: Array, parameters: int) -> float:
     n = len(r)
     size = middle if middle > 0 else float(np.sqrt(np.mean(r**2)))
     return size * float(np.sqrt(n / max(n - parameters, 1)))
+
+
+def effective(weights: Array) -> float:
+    """Kish's number of equally weighted rows that say as much, ``(sum w)^2 / sum w^2``."""
+    return float(np.sum(weights)) ** 2 / float(np.sum(weights**2))

@@ -16,7 +16,7 @@ from isoloss.errors import NoAnswer
 from isoloss.fitting.checkpoints import subsets
 from isoloss.fitting.constraints import Constraints
 from isoloss.fitting.objective import Huber, LeastSquares, Objective, StudentT
-from isoloss.fitting.search import nearby, pose
+from isoloss.fitting.search import AGREED, nearby, pose
 from isoloss.fitting.sensitivity import STEP, Variant, What
 from isoloss.fitting.uncertainty import robust_sd
 from isoloss.laws import get
@@ -37,7 +37,6 @@ SHARP = 0.01  # delta in robust sd at which Huber's loss is least absolute devia
 TUNED = 1.345  # delta in sd: 95 % efficient for Gaussian noise
 FAR_OUT = 5.0  # robust sd
 EXACT = 1e-10  # residuals below this are rounding
-AGREED = 0.9  # share of the fit's starts in one minimum from which its variants start there alone
 
 
 @dataclass(frozen=True, eq=False)
