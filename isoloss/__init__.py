@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from isoloss.study.ledger import Ledger
     from isoloss.study.promise import promise
     from isoloss.study.store import Store
+    from isoloss.study.study import Study
 
 __version__ = VERSION
 
@@ -64,6 +65,7 @@ _HOME = {
     "Store": "isoloss.study.store",
     "StoreError": "isoloss.errors",
     "StudentT": "isoloss.fitting.objective",
+    "Study": "isoloss.study.study",
     "Versus": "isoloss.comparing.versus_result",
     "auto": "isoloss.comparing.stack",
     "backtest": "isoloss.comparing.backtest",
@@ -102,6 +104,7 @@ __all__ = [
     "Store",
     "StoreError",
     "StudentT",
+    "Study",
     "Versus",
     "auto",
     "backtest",

@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "comparing": {"runs", "laws", "fitting", "planning", "errors", "files"},
     "study": {"runs", "laws", "fitting", "planning", "comparing", "errors", "files"},
     "cli": {"runs", "laws", "fitting", "planning", "comparing", "study", "errors", "files", "report", ""},
-    "report": {"runs", "laws", "fitting", "planning", "comparing", "errors", "files", "version"},
+    "report": {"runs", "laws", "fitting", "planning", "comparing", "study", "errors", "files", "version"},
+    "trainers": {"errors", "files"},
     "": {"runs", "laws", "fitting", "planning", "comparing", "study", "errors", "report", "version"},
     "__main__": {"cli"},
 }

@@ -16,6 +16,7 @@ from isoloss.cli.level import level
 from isoloss.cli.plan import plan
 from isoloss.cli.predict import predict
 from isoloss.cli.report import report
+from isoloss.cli.study import study
 from isoloss.cli.versus import versus
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 for verb in (laws, check, fit, compare, predict, ledger, plan, report, versus, level):
     app.command()(verb)
+app.add_typer(study, name="study")
 
 
 def _version(wanted: bool) -> None:

@@ -38,10 +38,28 @@ Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
 
 
 def table(path: str, columns: str | None, where: str | None, units: str | None, format: str | None) -> Runs:
-    """The table of runs the options describe."""
+    """The table of runs the options describe; of a store, its finished runs."""
     from isoloss.runs import read
 
+    if _is_store(path):
+        if columns or units or format:
+            raise ValueError(
+                f"{path} is a store, whose columns and units are known: leave out --columns, --units, --format"
+            )
+        from isoloss.study.store import Store
+
+        runs = Store(path, read_only=True).runs()
+        return runs.where(where) if where else runs
     return read(path, columns=columns, where=where, units=units, format=format)
+
+
+def _is_store(path: str) -> bool:
+    """Whether the file is SQLite's; no table is."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(16) == b"SQLite format 3\0"
+    except OSError:
+        return False
 
 
 def law_named(name: str) -> Law:

@@ -19,6 +19,7 @@ from isoloss.report.about_fit import (
     residual_section,
     spread_text,
 )
+from isoloss.report.about_ledger import ledger_section
 from isoloss.report.about_plan import (
     Answer,
     answer,
@@ -36,6 +37,7 @@ from isoloss.report.about_proof import (
 )
 from isoloss.report.blocks import Cautions, Section, cautions
 from isoloss.report.words import plural
+from isoloss.study.ledger import Ledger
 from isoloss.version import VERSION
 
 VERDICTS = {
@@ -47,7 +49,9 @@ VERDICTS = {
 }
 
 
-def write_report(fit: Fit, path: str | Path, budget: Budget | None = None) -> Path:
+def write_report(
+    fit: Fit, path: str | Path, budget: Budget | None = None, ledger: Ledger | None = None
+) -> Path:
     """Write one HTML page about a fit: what was found, how sure it is, and what to train next.
 
     The page holds everything: pictures as SVG, no script, nothing from a network. The same fit and budget
@@ -58,6 +62,7 @@ def write_report(fit: Fit, path: str | Path, budget: Budget | None = None) -> Pa
         path: of the page.
         budget: what to plan for; by default ten times the training FLOPs of the dearest run (or ten times
             the most of the law's one axis).
+        ledger: predictions that were written down before their runs, for a section on how they came out.
 
     Returns:
         The path written.
@@ -76,7 +81,7 @@ def write_report(fit: Fit, path: str | Path, budget: Budget | None = None) -> Pa
         raise TypeError(f"write_report needs a Fit, got {type(fit).__name__}. {_how_to_get_one(fit)}")
     path = Path(path)
     refuse_unwritable(path)
-    write_atomically(path, report_html(fit, budget))
+    write_atomically(path, report_html(fit, budget, ledger))
     return path
 
 
@@ -88,10 +93,11 @@ def _how_to_get_one(given: object) -> str:
     return "Make one with isoloss.fit(law, table)"
 
 
-def report_html(fit: Fit, budget: Budget | None = None) -> str:
+def report_html(fit: Fit, budget: Budget | None = None, ledger: Ledger | None = None) -> str:
     """The page as text, see :func:`write_report`."""
     given, seen = answer(fit, budget), back_tested(fit)
     sections = (
+        *([ledger_section(ledger)] if ledger is not None else []),
         data_section(fit),
         residual_section(fit),
         parameter_section(fit),

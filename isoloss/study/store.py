@@ -19,7 +19,7 @@ from isoloss.runs import Runs, from_rows
 from isoloss.study import opening, schema
 from isoloss.study.records import Outcome, Promise
 
-STATUSES = ("started", "done", "failed", "stopped")
+STATUSES = ("started", "done", "diverged", "failed", "stopped")
 
 
 class Store:
@@ -83,7 +83,7 @@ class Store:
             axes, measured, costs: column -> number. A value that is NaN or infinite is kept as missing.
             config: everything else that made it; whatever JSON holds.
             units: column -> unit.
-            status: ``started``, ``done``, ``failed`` or ``stopped``.
+            status: ``started``, ``done``, ``diverged``, ``failed`` or ``stopped``.
             curves: name -> (steps, values).
 
         Returns:

@@ -1,7 +1,7 @@
 """Runs the code blocks of a page, in order, in one namespace and one folder.
 
-- ```` ```python ```` runs; with ``title="my_laws.py"`` it is written to that file instead. A ```` ```text ````
-  block right below is what it prints.
+- ```` ```python ```` runs; with ``title="my_laws.py"`` it is written to that file instead, as is ```` ```toml ````. A
+  ```` ```text ```` block right below is what it prints.
 - ```` ```console ````: each line ``$ isoloss ...`` runs in this process; the lines below it are what it prints
   (standard output, then standard error). ``$ echo $?`` prints the last exit code.
 - In an output a line ``...`` stands for any lines.
@@ -72,7 +72,7 @@ def run_page(path: Path, folder: Path) -> Iterator[Output]:
     namespace: dict[str, Any] = {"__name__": "__page__"}
     found = blocks(text)
     for block, after in zip(found, [*found[1:], None], strict=False):
-        if block.language == "python" and block.title:
+        if block.language in ("python", "toml") and block.title:
             (folder / block.title).write_text(block.text, encoding="utf-8")
         elif block.language == "python":
             line = text.count("\n", 0, block.start)
