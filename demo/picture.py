@@ -1,31 +1,39 @@
-"""Takes a fit and a held-back run, gives the picture that `make demo` ends in."""
+"""Takes a fit, its runs and the runs it predicted, gives the picture that `make demo` ends in."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from isoloss import Fit, NoAnswer, Runs
+from isoloss import Fit, NoAnswer, Runs, Stack
 from isoloss.fitting.prediction import Prediction
 from isoloss.planning.curves import frontier
 from isoloss.report.canvas import ACCENT, INK, counts
 from isoloss.runs.units import format_count
 
 
-def draw(fit: Fit, runs: Runs, prediction: Prediction, measured: Sequence[float], path: Path) -> None:
-    """Two panels: loss against tokens with bands and the held-back runs; isoloss curves with the optimum."""
+def draw(found: Fit | Stack, runs: Runs, ahead: Runs, path: Path) -> None:
+    """Two panels: loss against tokens with bands and the runs predicted; isoloss curves with the optimum.
+
+    Args:
+        found: what predicted.
+        runs: that it was fitted to.
+        ahead: that were predicted, then trained.
+        path: of the picture.
+    """
+    prediction = found.predict(of="run", params=ahead["params"], tokens=ahead["tokens"])
+    leading = found.leading if isinstance(found, Stack) else found
     style = {
         "font.size": 10, "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK,
         "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
     }  # fmt: skip
     with plt.rc_context(style):
         figure, (left, right) = plt.subplots(1, 2, figsize=(12.5, 5.4), layout="constrained")
-        curves(left, fit, runs, prediction, measured)
-        levels(right, fit, runs, prediction)
+        curves(left, found, runs, prediction, ahead)
+        levels(right, leading, runs, prediction)
         figure.suptitle(
             "isoloss: a law fitted to small runs, and larger runs predicted before they were trained",
             x=0.01, ha="left", fontsize=13, fontweight="bold",
@@ -34,7 +42,7 @@ def draw(fit: Fit, runs: Runs, prediction: Prediction, measured: Sequence[float]
         plt.close(figure)
 
 
-def curves(axes: Axes, fit: Fit, runs: Runs, prediction: Prediction, measured: Sequence[float]) -> None:
+def curves(axes: Axes, fit: Fit | Stack, runs: Runs, prediction: Prediction, ahead: Runs) -> None:
     """Measured runs by size, the law with its band for one new run, predictions and outcomes."""
     params, tokens, loss = runs["params"], runs["tokens"], runs["loss"]
     ahead_n, ahead_d = prediction.x["params"], prediction.x["tokens"]
@@ -58,7 +66,7 @@ def curves(axes: Axes, fit: Fit, runs: Runs, prediction: Prediction, measured: S
             format_count(float(size)), (end, height), xytext=(4, 0),
             textcoords="offset points", va="center", color=colours[size], fontsize=9,
         )  # fmt: skip
-    for i, outcome in enumerate(measured):
+    for i, outcome in enumerate(ahead["loss"]):
         low, median, high = prediction.low[i], prediction.median[i], prediction.high[i]
         axes.errorbar(
             [ahead_d[i]], [median], yerr=[[median - low], [high - median]], color=ACCENT, capsize=5, lw=2,

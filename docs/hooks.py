@@ -272,14 +272,23 @@ def command_line() -> str:
 
     from isoloss.cli.app import app
 
-    group = typer.main.get_command(app)
+    return "\n".join(_commands(typer.main.get_command(app), "isoloss", "##"))
+
+
+def _commands(group: Any, before: str, heading: str) -> list[str]:
+    """The commands of a group in order; what stands in a group of its own one heading below."""
     lines = []
     for name, verb in getattr(group, "commands", {}).items():
+        full = f"{before} {name}"
+        lines += [f"{heading} {full}", "", inspect.cleandoc(verb.help or ""), ""]
+        if hasattr(verb, "commands"):
+            lines += _commands(verb, full, f"{heading}#")
+            continue
         arguments = [p for p in verb.params if p.param_type_name == "argument"]
         words = " ".join(_shown(p) if p.required else f"[{_shown(p)}]" for p in arguments)
-        lines += [f"## isoloss {name}", "", inspect.cleandoc(verb.help or ""), ""]
-        lines += ["```sh", f"isoloss {name} {words} [OPTIONS]", "```", "", _options(verb), ""]
-    return "\n".join(lines)
+        options = " [OPTIONS]" if len(arguments) < len(verb.params) else ""
+        lines += ["```sh", f"{full} {words}{options}", "```", "", _options(verb), ""]
+    return lines
 
 
 def _shown(parameter: Any) -> str:

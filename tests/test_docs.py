@@ -7,6 +7,8 @@ import ast
 import importlib.util
 import json
 import re
+import textwrap
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ import isoloss
 from isoloss.cli.app import app
 from isoloss.laws import LAWS, get
 from isoloss.runs import CODES
+from isoloss.study import journal
 from tests.docs.pages import ROOT, agrees, blocks, page_paths, renewed, run_command, run_page
 
 DOCS = ROOT / "docs"
@@ -70,6 +73,19 @@ def test_renewing_keeps_the_ellipsis():
     assert renewed("a\n...\nd\n", "x\ny\nz\nw\n") == "x\n...\nw\n"
     assert renewed("", "x \n\n\ny\n") == "x\n\ny\n"
     assert renewed("a\n...\n", "x\ny\n") == "x\n...\n"
+    assert renewed("a\n...\nb 1\nc 1\n...\nd\n", "x\ny\nb 2\nc 2\nz\nw\n") == "x\n...\nb 2\nc 2\n...\nw\n"
+    with pytest.raises(ValueError, match="by hand"):
+        renewed("a\n...\nb\n...\nd\n", "x\ny\nz\nw\n")
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_study_files_on_the_pages_are_studies(path):
+    tables = [tomllib.loads(block.text) for block in blocks(words(path)) if block.language == "toml"]
+    for table in tables:
+        if "rungs" in table:
+            assert isoloss.Study(**table).plan()
+        else:  # a part of one
+            isoloss.Study(**{"name": "s", "rungs": [{"params": 1}], **table})
 
 
 def test_blocks_know_where_they_lie():
@@ -104,7 +120,16 @@ def test_the_index_of_laws_lists_all(hooks):
 # Command line
 
 
-VERBS = typer.main.get_command(app).commands
+def commands(group, before: str = "") -> dict:
+    """Name -> command, of a group of commands within the group too: ``study run``."""
+    found = {}
+    for name, command in group.commands.items():
+        inner = getattr(command, "commands", None)
+        found |= commands(command, f"{before}{name} ") if inner else {f"{before}{name}": command}
+    return found
+
+
+VERBS = commands(typer.main.get_command(app))
 
 
 @pytest.mark.parametrize("name", VERBS)
@@ -114,6 +139,7 @@ def test_every_verb_and_option_has_help_and_a_place_on_a_page(name, hooks):
     prose = "\n".join(words(path) for path in PAGES)
     assert f"isoloss {name}" in prose
     table = hooks.command_line()
+    assert re.search(rf"^##+ isoloss {name}$", table, re.M)
     lacking = [parameter.name for parameter in verb.params if not getattr(parameter, "help", None)]
     assert not lacking, f"{name} lacks help for {lacking}"
     options = [o for p in verb.params if p.param_type_name == "option" for o in p.opts]
@@ -188,7 +214,7 @@ def documented(schema: str) -> dict[str, str]:
 
 def written(value, keys: dict[str, str], at: str = ""):
     """(key, value) of every leaf of a document; names the page calls ``*`` are written so."""
-    if isinstance(value, dict) and keys.get(at) != "object":
+    if isinstance(value, dict) and "object" not in keys.get(at, ""):
         free = any(key.startswith(f"{at}.*") for key in keys)
         for name, inner in value.items():
             yield from written(inner, keys, f"{at}.{'*' if free else name}" if at else name)
@@ -232,7 +258,8 @@ def documents(tmp_path_factory):
     (folder / "curve.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     held = "--tie alpha=beta --prior E~1+-0.3"
     few = "--draws 20"
-    commands = [
+    begin_a_study(folder)
+    verbs = [
         f"fit hoffmann {LADDER} {few} {held}",
         f"fit hoffmann {LADDER} {few} --borrow beta=besiroglu-2024 --fix E=1 --bound alpha=0.1:1",
         f"fit hoffmann {LADDER} {few} --objective student-t",
@@ -252,9 +279,12 @@ def documents(tmp_path_factory):
         "fit auto curve.csv --draws 20",
         "predict 7.json --params 1M --tokens 4M,8M --of run --ledger led.db --recalibrate",
         "ledger led.db --record 1=1.5",
+        "study run ended.toml",
+        "study status ended.toml",
+        "study status begun.toml",
     ]
     out: dict[str, list] = {}
-    for i, command in enumerate(commands):
+    for i, command in enumerate(verbs):
         code, printed = run_command([*command.split(), "--json", f"{i}.json"], folder)
         assert code in (0, 2 if command.startswith("check") else 0), f"{command}: {printed}"
         document = json.loads(words(folder / f"{i}.json"))
@@ -262,7 +292,32 @@ def documents(tmp_path_factory):
     return out
 
 
-SCHEMAS = re.findall(r"^## (isoloss/\w+/\d+)$", words(DOCS / "json.md"), re.M)
+def begin_a_study(folder: Path) -> None:
+    """Two study files: one whose second run fails, one with a run that was cut off on the way."""
+    trainer = """
+        def train(config):
+            yield 1, {"loss": 1 + 10 / config["tokens"] if config["tokens"] else "no number"}
+        """
+    (folder / "train.py").write_text(textwrap.dedent(trainer), encoding="utf-8")
+    file = """
+        name = "{name}"
+        objective = {{ laws = ["power(tokens)"], draws = 100 }}
+        trainer = {{ run = "train.py:train" }}
+        rungs = [{{ tokens = [{tokens}] }}]
+        target = {{ tokens = 64 }}
+        workers = {{ count = 1, retries = 0 }}
+        """
+    for name, tokens in (("ended", "1, 2, 4, 8, 0"), ("begun", "1")):
+        text = textwrap.dedent(file).format(name=name, tokens=tokens)
+        (folder / f"{name}.toml").write_text(text, encoding="utf-8")
+    study = isoloss.Study.read(folder / "begun.toml")
+    place = study.folder_path / study.plan()[0].runs[0].key
+    place.mkdir(parents=True)
+    point = {"step": 1, "measured": {"loss": 2.5, "done": 0.5}, "cpu": 1.0, "wall": 1.0}
+    (place / journal.NAME).write_bytes(journal.line({"attempt": 1, "pid": 1}) + journal.line(point))
+
+
+SCHEMAS = re.findall(r"^## (isoloss/[\w-]+/\d+)$", words(DOCS / "json.md"), re.M)
 
 
 def test_every_schema_is_documented(documents):

@@ -39,6 +39,9 @@ Report = Annotated[
 Changed = Annotated[
     bool, typer.Option("--changed-trainer", help="Go on although the trainer's file has changed.")
 ]
+Retry = Annotated[
+    bool, typer.Option("--retry-failed", help="Try the runs again that failed, from their checkpoints.")
+]
 SHOWN = 30  # predictions in a table; --json has all
 
 
@@ -67,18 +70,24 @@ def run(path: File, report: Report = None, json: Json = None) -> int:
             f"the study {found.name!r} has begun: {plural(begun, 'run')} in {found.store_path}. Do: isoloss study "
             f"resume {path}, or give the study another name"
         )
-    return _go(found, path, report, json, False)
+    return _go(found, path, report, json)
 
 
 @study.command()
-def resume(path: File, report: Report = None, json: Json = None, changed_trainer: Changed = False) -> int:
+def resume(
+    path: File,
+    report: Report = None,
+    json: Json = None,
+    changed_trainer: Changed = False,
+    retry_failed: Retry = False,
+) -> int:
     """Go on with a study: what is finished is not made again, what was cut off goes on from its checkpoint.
 
     Also after a change of the file: runs that are new in it are made.
     """
     from isoloss.study.study import Study
 
-    return _go(Study.read(path), path, report, json, changed_trainer)
+    return _go(Study.read(path), path, report, json, changed_trainer, retry_failed)
 
 
 @study.command()
@@ -101,7 +110,8 @@ def status(path: File, json: Json = None) -> int:
             value = "" if run.value is None else f", {found.objective.target} {number(run.value, 4)}"
             say(f"begun: {run.key}{share}{value}")
         for bad in seen.ended_badly:
-            say(f"{bad.status}: {bad.key}: {bad.why}")
+            said = ". Log: ".join(part for part in (bad.why, bad.log) if part)
+            say(f"{bad.status}: {bad.key}{': ' + said if said else ''}")
         if seen.ledger is not None:
             _print_predictions(seen.ledger, "terminal")
         say(seen.sentence(path))
@@ -118,7 +128,14 @@ def _begun(found: Study) -> int:
     return len(Store(found.store_path, read_only=True).run_entries(found.name))
 
 
-def _go(found: Study, path: str, report: str | None, json: str | None, changed: bool) -> int:
+def _go(
+    found: Study,
+    path: str,
+    report: str | None,
+    json: str | None,
+    changed_trainer: bool = False,
+    retry_failed: bool = False,
+) -> int:
     from isoloss.cli.watch import Watch
 
     for place in (report, json):
@@ -127,7 +144,7 @@ def _go(found: Study, path: str, report: str | None, json: str | None, changed: 
     with for_people(json):
         with Watch(found) as watch:
             try:
-                told = found.run(watch.tell, changed_trainer=changed)
+                told = found.run(watch.tell, changed_trainer=changed_trainer, retry_failed=retry_failed)
             except KeyboardInterrupt:
                 watch.close()
                 say(f"stopped; nothing is lost. Go on with: isoloss study resume {path}")
@@ -143,13 +160,14 @@ def _go(found: Study, path: str, report: str | None, json: str | None, changed: 
 def _print_told(found: Study, told: Told, path: str) -> None:
     counts = {s: list(told.statuses.values()).count(s) for s in dict.fromkeys(told.statuses.values())}
     say(f"{found.name}: {', '.join(f'{n} {status}' for status, n in counts.items())}")
-    if told.why:
-        say(told.why)
     _print_predictions(told.ledger, "terminal", told.targets)
     if counts.get("failed"):
-        say(f"what failed is said by `isoloss study status {path}`; logs are in {found.folder_path}")
+        say(
+            f"why runs failed is said by `isoloss study status {path}`; logs are in {found.folder_path}. To try "
+            f"them again: isoloss study resume {path} --retry-failed"
+        )
     if not told.complete:
-        say(f"go on with: isoloss study resume {path}")
+        say(f"not complete: {told.why}" if told.why else f"go on with: isoloss study resume {path}")
     say(f"kept in {found.store_path}: `isoloss ledger {found.store_path}` scores every prediction in it")
 
 
@@ -162,6 +180,8 @@ def _print_predictions(ledger: object, style: str, targets: tuple[str, ...] = ()
     pairs = [(p, f) for p, f in zip(ledger.predictions, ledger.fates, strict=True) if p["law"] != LAW]
     scored = [(p, f) for p, f in pairs if f.status == "scored" and f.value is not None]
     shown = [(p, f) for p, f in pairs if p["key"] in targets] or scored[-SHOWN:]
+    names = {p["key"]: p["key"].rpartition("@")[0] for p, _ in shown}
+    unlike = len(set(names.values())) == len(names)
     rows = []
     for p, fate in shown:
         middle = p["quantiles"][len(p["quantiles"]) // 2]
@@ -169,7 +189,15 @@ def _print_predictions(ledger: object, style: str, targets: tuple[str, ...] = ()
         held = "" if fate.value is None else "yes" if p["low"] <= fate.value <= p["high"] else "NO"
         far = "—" if p["distance"] is None else f"{p['distance']:.3g}x"
         rows.append(
-            [p["key"], p["law"], far, number(middle, 5), interval(p["low"], p["high"], 5), value, held]
+            [
+                names[p["key"]] if unlike else p["key"],
+                p["law"],
+                far,
+                number(middle, 5),
+                interval(p["low"], p["high"], 5),
+                value,
+                held,
+            ]
         )
     if rows:
         percent = f"{100 * shown[0][0]['coverage']:g}% interval"

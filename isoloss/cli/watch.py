@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from isoloss.cli.show import interval, number, plural
 
 if TYPE_CHECKING:
-    from isoloss.study.steps import Began, Fitted, Step
+    from isoloss.study.steps import Began, Fitted, Moved, Step
     from isoloss.study.study import Study
 
 
@@ -24,7 +24,9 @@ class Watch:
         )
         self._bars: Any = None
         self._tasks: dict[str, Any] = {}
-        self._ended = 0
+        self._shares: dict[str, float] = {}  # of runs that have not ended, in what is left of the rung
+        self._done: dict[str, float] = {}  # key of a run or trunk -> how far it is, as a share of the rung
+        self._ended = 0.0
 
     def __enter__(self) -> Watch:
         if sys.stdout.isatty():
@@ -54,17 +56,17 @@ class Watch:
             case Began():
                 self._began(step)
             case Moved():
-                self._moved(step.key, step.done, step.measured)
+                self._moved(step)
             case Ended():
-                self._end(step.key)
+                self._end(step.key, step.of)
                 what = (
                     f"{self._study.objective.target} {number(step.value, 5)}"
                     if step.value is not None
                     else ""
                 )
-                said = ", ".join(
-                    part for part in (what, step.why, f"{number(step.cpu, 3)} core-seconds") if part
-                )
+                log = "" if step.log is None else f"log: {step.log}"
+                cost = f"{number(step.cpu, 3)} core-seconds"
+                said = ", ".join(part for part in (what, step.why, log, cost) if part)
                 self._line(f"  {step.status:<8} {step.key}  {said}")
             case Fitted():
                 self._fitted(step)
@@ -82,36 +84,36 @@ class Watch:
         self._line(
             f"{step.rung} ({step.number} of {step.rungs}): {plural(len(step.todo), 'run')}{flops}{left}"
         )
+        self._shares = dict(zip(step.todo, step.shares, strict=True))
+        self._done, self._ended = {}, 0.0
         if self._bars is not None:
             for task in self._tasks.values():
                 self._bars.remove_task(task)
-            self._tasks = {"": self._bars.add_task(step.rung, total=float(len(step.todo)), value="")}
-            self._ended = 0
+            self._tasks = {"": self._bars.add_task(step.rung, total=1.0, value="")}
 
-    def _moved(self, key: str, done: float | None, measured: Any) -> None:
+    def _moved(self, step: Moved) -> None:
         if self._bars is None:
             return
-        if key not in self._tasks:
-            self._tasks[key] = self._bars.add_task(f"  {key}", total=None if done is None else 1.0, value="")
-        shown = next((n for n in (self._study.objective.target, "train_loss") if n in measured), None)
-        value = "" if shown is None else f"{shown} {number(float(measured[shown]), 4)}"
-        self._bars.update(self._tasks[key], completed=done, value=value)
+        if step.key not in self._tasks:
+            total = None if step.done is None else 1.0
+            self._tasks[step.key] = self._bars.add_task(f"  {step.key}", total=total, value="")
+        shown = next((n for n in (self._study.objective.target, "train_loss") if n in step.measured), None)
+        value = "" if shown is None else f"{shown} {number(float(step.measured[shown]), 4)}"
+        self._bars.update(self._tasks[step.key], completed=step.done, value=value)
+        left = sum(self._shares.get(key, 0.0) for key in step.runs)
+        self._done[step.key] = left * min(max(step.done or 0.0, 0.0), 1.0)
         self._whole()
 
-    def _end(self, key: str) -> None:
-        if self._bars is None:
-            return
-        self._ended += 1
-        if key in self._tasks:
-            self._bars.remove_task(self._tasks.pop(key))
+    def _end(self, key: str, of: str) -> None:
+        self._ended += self._shares.pop(key, 0.0)
+        self._done.pop(of, None)
+        if self._bars is not None and of in self._tasks:
+            self._bars.remove_task(self._tasks.pop(of))
         self._whole()
 
     def _whole(self) -> None:
-        if "" in self._tasks:
-            under_way = sum(
-                t.completed for t in self._bars.tasks if t.id != self._tasks[""] and t.total == 1.0
-            )
-            self._bars.update(self._tasks[""], completed=self._ended + under_way)
+        if self._bars is not None and "" in self._tasks:
+            self._bars.update(self._tasks[""], completed=self._ended + sum(self._done.values()))
 
     def _fitted(self, step: Fitted) -> None:
         if step.found is None:

@@ -15,6 +15,8 @@ from isoloss.study.local import Task
 
 ALTERNATIVES = "runs"  # in a rung: tables that are crossed with the rest, one after the other
 MOST = 10_000
+LONGEST = 200  # letters of a key before its hash: a name of a folder
+TAKEN = ("folder", "facts", "trainer", "trainer_sha256", "why")  # what the loop itself tells of a run
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def expand(common: Mapping[str, Any], rung: Mapping[str, Any], where: str) -> tu
     A key depends on the run's settings alone: adding rungs to a study renames nothing.
 
     Raises:
-        ValueError: an empty list, too many runs, or a setting that JSON does not hold.
+        ValueError: an empty list, too many runs, a name that is taken, or a setting that JSON does not hold.
 
     Example:
         >>> [run.key for run in expand({}, {"width": [32, 64], "seed": 0}, "rungs[1]")]
@@ -59,6 +61,9 @@ def expand(common: Mapping[str, Any], rung: Mapping[str, Any], where: str) -> tu
         named = {**rest, **table}
         if not named:
             raise ValueError(f"{where} names no setting. Do: say what its runs are, e.g. width = [32, 64]")
+        for name in TAKEN:
+            if name in named or name in common:
+                raise ValueError(f"{where}: a setting cannot be called {name!r}. Do: give it another name")
         names = sorted(named)
         choices = [list(v) if isinstance(v, list | tuple) else [v] for v in (named[name] for name in names)]
         for name, choice in zip(names, choices, strict=True):
@@ -129,7 +134,8 @@ def _key(own: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> str
         digest = _hash(settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: settings must be what JSON can hold: {error}") from None
-    return ",".join(f"{_short(name)}={_short(own[name])}" for name in sorted(own)) + f"@{digest}"
+    shown = ",".join(f"{_short(name)}={_short(own[name])}" for name in sorted(own))
+    return f"{'_' if shown.startswith('.') else ''}{shown[:LONGEST]}@{digest}"
 
 
 def _short(value: Any) -> str:

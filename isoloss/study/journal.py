@@ -5,6 +5,9 @@ Every line is one JSON object whose last member is the CRC-32 of the rest:
     {"attempt":1,"pid":4711,"crc32":"..."}
     {"step":100,"measured":{"loss":4.1},"cpu":1.9,"wall":2.0,"crc32":"..."}
     {"end":"done","cpu":20.3,"wall":21.0,"crc32":"..."}
+
+A run that failed for good and is to be tried again has a line ``{"again":{KEY:1},"crc32":"..."}``, with the
+runs that it serves and how often each was given up; failures before it count no more.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from zlib import crc32
 from isoloss.errors import StoreError
 
 NAME = "journal.jsonl"
+LOG = "log.txt"  # beside it: what the run printed
 SYNC_SECONDS = 5.0
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 POLL_SECONDS = 0.02
@@ -64,8 +68,15 @@ class Contents:
 
     @property
     def failures(self) -> int:
-        """How often it failed. An attempt that just stops, because the driver went, is none."""
-        return sum(entry.get("end") == "failed" for entry in self.entries)
+        """How often it failed, since it was last to be tried again. An attempt that just stops, because the
+        driver went, is none."""
+        begun = max((i for i, entry in enumerate(self.entries) if "again" in entry), default=0)
+        return sum(entry.get("end") == "failed" for entry in self.entries[begun:])
+
+    @property
+    def again(self) -> dict[str, int]:
+        """Key of a run -> how many times it had been given up when it was last to be tried again."""
+        return {key: count for entry in self.entries for key, count in entry.get("again", {}).items()}
 
     @property
     def attempts(self) -> int:
@@ -244,6 +255,27 @@ def open_journal(
         finally:
             if descriptor is not None:
                 os.close(descriptor)
+
+
+def try_again(folder: Path, given_up: Mapping[str, int], *, wait: float = 10.0) -> None:
+    """Let a run that failed for good be tried again, from its checkpoint; asked twice is asked once.
+
+    Args:
+        folder: of the run, or of the trunk that several share.
+        given_up: key of a run -> how many times it was given up.
+        wait: seconds to wait for another process that holds the journal.
+
+    Raises:
+        JournalError: as `open_journal`.
+    """
+    journal, _ = open_journal(folder, wait=wait)
+    try:
+        before = journal.contents.again
+        if any(before.get(key, 0) < count for key, count in given_up.items()):
+            journal.append({"again": dict(given_up)})
+            journal.sync()
+    finally:
+        journal.close()
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

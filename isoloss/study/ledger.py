@@ -13,6 +13,7 @@ import numpy as np
 
 from isoloss.comparing.aggregate import Conformal, conformal
 from isoloss.comparing.scores import coverage_band
+from isoloss.study.early import LAW as EARLY
 from isoloss.study.join import Fate, fates, point_key
 from isoloss.study.records import LEVELS
 from isoloss.study.scoring import crps_of_quantiles, interval_of_quantiles, pit_of_quantiles
@@ -282,7 +283,10 @@ class Ledger:
         low, high = interval_of_quantiles(self.quantiles, LEVELS, coverage)
         found = None
         for name in (law, ALL):
-            chosen = self._first_of_each_run(self._scored(name))
+            chosen = self._scored(name)
+            if name == ALL:  # how a curve goes on says nothing of how a law extrapolates
+                chosen = chosen[self._law_names[chosen] != EARLY]
+            chosen = self._first_of_each_run(chosen)
             found = conformal(low[chosen], high[chosen], self.values[chosen], coverage)
             whose = f"of {law}" if name == law else "of all laws"
             if found.shift is not None:

@@ -9,11 +9,11 @@ number of workers nor the order in which they finish changes a number.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,25 +26,31 @@ from isoloss.fitting.estimate import fit as fit_law
 from isoloss.fitting.objective import StudentT
 from isoloss.fitting.result import Fit
 from isoloss.laws import get
-from isoloss.laws.law import UNITS
 from isoloss.runs import Runs
 from isoloss.study import early
+from isoloss.study import journal as journals
+from isoloss.study.events import points_of
 from isoloss.study.jobs import Planned, Run, tasks_of
 from isoloss.study.ledger import Ledger
 from isoloss.study.local import Event, Point, Task, Workers, by_horizon
 from isoloss.study.promise import promise
 from isoloss.study.records import Promise
+from isoloss.study.rows import COSTS, check_axes, row_of
 from isoloss.study.steps import Began, Ended, Fitted, Moved, Note, Promised, Step, Told
 from isoloss.study.store import Store
 from isoloss.study.study import Study
 
 ENDED = ("done", "diverged", "stopped", "failed")
 MARGIN = 2  # rows beyond the parameters of a law before it predicts
-COSTS = ("flops",)  # axes that the store keeps as costs
-RESERVED = ("done", "horizon", "branch")  # measurements that steer the loop and belong to no row
 
 
-def run(study: Study, tell: Callable[[Step], None] | None = None, *, changed_trainer: bool = False) -> Told:
+def run(
+    study: Study,
+    tell: Callable[[Step], None] | None = None,
+    *,
+    changed_trainer: bool = False,
+    retry_failed: bool = False,
+) -> Told:
     """Make what is missing of a study; see :meth:`isoloss.study.study.Study.run`."""
     folder = study.folder_path
     try:
@@ -53,7 +59,7 @@ def run(study: Study, tell: Callable[[Step], None] | None = None, *, changed_tra
         raise StoreError(f"cannot make the folder {folder}: {error.strerror or error}") from error
     with _alone(folder), contextlib.ExitStack() as stack:
         loop = _Loop(study, Store(study.store_path), tell or _ignore, stack, changed_trainer)
-        return loop.run()
+        return loop.run(retry_failed)
 
 
 class _Loop:
@@ -75,8 +81,9 @@ class _Loop:
         self._stack = stack
         self._workers: Workers | None = None
 
-    def run(self) -> Told:
+    def run(self, retry_failed: bool) -> Told:
         self._read()
+        self._reopen(retry_failed)
         self._keep_choice()
         self._tidy()
         if any(run.key not in self.entries for rung in self.plan for run in rung.runs):
@@ -96,15 +103,13 @@ class _Loop:
             todo = [run for run in rung.runs if run.key not in self.entries]
             if not todo:
                 continue
-            why = self._beyond(todo)
+            why = self._nothing_done(earlier) or self._beyond(todo)
             if why:
-                self.tell(Note(f"{why}: {rung.name} is not begun"))
+                why = f"{rung.name} {'is not begun' if len(todo) == len(rung.runs) else 'does not go on'}: {why}"
+                self.tell(Note(why))
                 break
             self._promise(rung, todo)
-            flops = sum(self.axes[r.key].get("flops", 0.0) for r in todo)
-            self.tell(
-                Began(rung.name, number, len(self.plan), len(rung.runs), tuple(r.key for r in todo), flops)
-            )
+            self._begin(number, rung, todo)
             self._make(rung, todo)
         self._tidy()
         return self._told(why)
@@ -117,20 +122,47 @@ class _Loop:
         for entry in self.store.run_entries(self.study.name):
             if entry["key"] in keys and entry["status"] in ENDED:
                 self.entries[entry["key"]] = entry
-                self.axes[entry["key"]] = {
-                    name: float(v)
-                    for part in ("axes", "costs")
-                    for name, v in entry[part].items()
-                    if v is not None
-                }
+                known = entry["axes"] | {name: entry["costs"].get(name) for name in COSTS}
+                self.axes[entry["key"]] = {name: float(v) for name, v in known.items() if v is not None}
+
+    def _reopen(self, all_failed: bool) -> None:
+        """Forget that runs failed which are to be tried again: all of them, or those of which a journal says so.
+
+        Before it is tried again that is in its journal, so that a driver that is killed then goes on with it.
+        """
+        runs = [run for rung in self.plan for run in rung.runs]
+        failed = [r for r in runs if self.entries.get(r.key, {}).get("status") == "failed"]
+        if not failed:
+            return
+        given_up = Counter(
+            e["key"] for e in self.store.run_entries(self.study.name) if e["status"] == "failed"
+        )
+        for key, (_, members) in self._tasks(failed).items():
+            counts = {r.key: given_up[r.key] for r in members}
+            if all_failed:
+                journals.try_again(self.folder_of(key), counts)
+            again = self._journal(key).again
+            for name, count in counts.items():
+                if again.get(name, 0) >= count:
+                    del self.entries[name]
+
+    def _tasks(self, runs: Sequence[Run]) -> dict[str, tuple[Task, tuple[Run, ...]]]:
+        """What would be done for these runs, as far as their names go."""
+        return tasks_of(runs, {r.key: {} for r in runs}, "", self.study.trainer.horizon, None)
+
+    def _journal(self, key: str) -> journals.Contents:
+        """What a run or trunk has written down; a damaged journal says nothing."""
+        try:
+            return journals.read(self.folder_of(key))
+        except journals.Damaged:
+            return journals.Contents()
 
     def _tidy(self) -> None:
         """Remove the folders of runs that the store has; a trunk's when all that it serves has ended."""
         if self.study.workers.keep:
             return
         runs = [run for rung in self.plan for run in rung.runs]
-        tasks = tasks_of(runs, {r.key: {} for r in runs}, "", self.study.trainer.horizon, None)
-        for key, (_, members) in tasks.items():
+        for key, (_, members) in self._tasks(runs).items():
             ends = {self.entries[r.key]["status"] if r.key in self.entries else "" for r in members}
             if not ends & {"", "failed"}:
                 shutil.rmtree(self.folder_of(key), ignore_errors=True)
@@ -155,7 +187,7 @@ class _Loop:
         now = self.workers.sha256
         for entry in self.entries.values():
             was = entry["config"].get("trainer_sha256")
-            if was is not None and was != now and not self.changed:
+            if entry["status"] == "done" and was is not None and was != now and not self.changed:
                 raise StoreError(
                     f"{self.study.trainer.run} is not the file that made run {entry['key']!r}: runs of two trainers "
                     "are no one ladder. Do: put it back, give the study a new name, or, if the change cannot "
@@ -165,7 +197,9 @@ class _Loop:
     def _learn_axes(self) -> None:
         missing = [r for rung in self.plan for r in rung.runs if r.key not in self.axes]
         found = self.workers.axes([dict(r.settings) for r in missing])
-        self.axes |= {r.key: axes for r, axes in zip(missing, found, strict=True)}
+        for r, axes in zip(missing, found, strict=True):
+            check_axes(r, axes, self.study.objective.target)
+            self.axes[r.key] = axes
         for spec in self.study.objective.laws:
             if spec == "auto":
                 continue
@@ -178,16 +212,27 @@ class _Loop:
                         f"{r.key}. Do: give trainer.axes, or settings of these names"
                     )
 
+    def _nothing_done(self, earlier: Sequence[Run]) -> str:
+        """Why dearer runs would be a waste: nothing before them came to an end."""
+        if not earlier or any(self.entries[r.key]["status"] == "done" for r in earlier):
+            return ""
+        return (
+            "no run before it is done, see `isoloss study status`. Do: mend the cause, then `isoloss study resume "
+            "--retry-failed`"
+        )
+
     def _beyond(self, todo: Sequence[Run]) -> str:
         """Which limit these runs would cross."""
         limits = self.study.limits
         flops = sum(self.axes[r.key].get("flops", 0.0) for r in todo)
-        spent = sum(e["costs"].get("flops") or 0.0 for e in self.entries.values())
+        spent = sum(_cost(e, "flops") for e in self.entries.values())
         if limits.flops is not None and spent + flops > limits.flops:
             return f"{spent + flops:.3g} FLOPs would be more than the {limits.flops:.3g} of limits.flops"
         if limits.core_hours is not None:
-            hours = sum(e["costs"].get("cpu_seconds") or 0.0 for e in self.entries.values()) / 3600
-            ahead = hours * flops / spent if spent else 0.0
+            hours = sum(_cost(e, "cpu_seconds") for e in self.entries.values()) / 3600
+            whole = [e for e in self.entries.values() if e["status"] == "done" and _cost(e, "flops")]
+            known = sum(_cost(e, "flops") for e in whole)
+            ahead = flops * sum(_cost(e, "cpu_seconds") for e in whole) / 3600 / known if known else 0.0
             if hours + ahead > limits.core_hours:
                 return f"{hours + ahead:.3g} core-hours would be more than the {limits.core_hours:.3g} of limits.core_hours"
         return ""
@@ -199,11 +244,13 @@ class _Loop:
         found: dict[str, Fit | Stack] = {}
         for spec in self.study.objective.laws:
             why, rows = "", 0 if table is None else len(table)
+            seen: tuple[Promise, ...] = ()
             try:
-                found[spec] = self._believe(spec, table)
-            except NoAnswer as reason:
+                believed = self._believe(spec, table)
+                seen = self._seen(believed, targets)
+                found[spec] = believed
+            except (NoAnswer, ValueError) as reason:  # a law that is undefined here ends no study
                 why = str(reason)
-            seen = self._seen(found[spec], targets) if spec in found else ()
             self.tell(Fitted(spec, rows, found.get(spec), why, seen))
         return found
 
@@ -236,15 +283,15 @@ class _Loop:
             raise NoAnswer("no run is done", "a finished run")
         o = self.study.objective
         if spec == "auto":
-            return auto(table, draws=o.draws, coverage=o.coverage)
+            return _whole(auto(table, draws=o.draws, coverage=o.coverage))
         law = get(spec)
         least = len(law.parameters) + MARGIN
         if len(table) < least:
             raise NoAnswer(
                 f"{law.spec} has {len(law.parameters)} parameters and {len(table)} runs", f"{least} runs"
             )
-        return fit_law(
-            law, table, objective=StudentT(), draws=o.draws, coverage=o.coverage, sensitivity=False
+        return _whole(
+            fit_law(law, table, objective=StudentT(), draws=o.draws, coverage=o.coverage, sensitivity=False)
         )
 
     def _seen(
@@ -300,25 +347,41 @@ class _Loop:
     def _promise(self, rung: Planned, todo: Sequence[Run]) -> None:
         """Write down what every law says of the runs to come, unless it stands there."""
         history, promised = Ledger.read(self.store) if self.fits else None, self._promised(rung)
-        fresh = [
-            p
-            for found in self.fits.values()
-            for p in self._seen(found, todo, history)
-            if (p.key, p.law) not in promised
-        ]
+        unknown, fresh = self._unknown(todo), []
+        for spec, found in self.fits.items():
+            try:
+                seen = self._seen(found, unknown, history)
+            except (NoAnswer, ValueError) as reason:
+                self.tell(Note(f"{spec} predicts nothing of {rung.name}: {reason}"))
+                continue
+            fresh += [p for p in seen if (p.key, p.law) not in promised]
         if fresh:
             self.store.add_predictions(fresh)
             self.tell(Promised(rung.name, tuple(fresh)))
 
+    def _unknown(self, todo: Sequence[Run]) -> list[Run]:
+        """Those of which nothing is known yet: what a run under way has shown, a new law may not predict."""
+        known: set[str] = set()
+        for key, (task, members) in self._tasks(todo).items():
+            contents = self._journal(key)
+            open_ = contents.missing(task.horizons)
+            if task.horizons is not None:
+                known |= {r.key for r, h in zip(members, task.horizons, strict=True) if h not in open_}
+            elif contents.points:
+                known.add(key)
+        return [run for run in todo if run.key not in known]
+
     # Do it
 
+    def _begin(self, number: int, rung: Planned, todo: Sequence[Run]) -> None:
+        flops = [self.axes[r.key].get("flops", 0.0) for r in todo]
+        total = sum(flops)
+        shares = tuple(f / total if min(flops) > 0 else 1 / len(todo) for f in flops)
+        keys = tuple(r.key for r in todo)
+        self.tell(Began(rung.name, number, len(self.plan), len(rung.runs), keys, shares, total))
+
     def _make(self, rung: Planned, todo: Sequence[Run]) -> None:
-        rule = self.study.early_stop
-        if rule is not None and len(todo) > 1:
-            if self.study.trainer.horizon is not None:
-                raise ValueError(
-                    "early_stop and trainer.horizon do not go together: a trunk has no one end. Do: leave one out"
-                )
+        if self.study.early_stop is not None and len(rung.runs) > 1:
             todo = self._stop_early(rung, todo)
         self._work(todo, None)
 
@@ -332,7 +395,7 @@ class _Loop:
         for event in self.workers.run([task for task, _ in tasks.values()]):
             task, runs = tasks[event.key]
             if event.kind == "point":
-                self._moved(event, task, runs)
+                self._moved(event, runs)
             elif event.kind == "note":
                 self.tell(Note(f"{event.key}: {event.why}"))
             elif event.kind == "paused":
@@ -341,10 +404,10 @@ class _Loop:
                 self._ended(event, task, runs)
         return paused
 
-    def _moved(self, event: Event, task: Task, runs: tuple[Run, ...]) -> None:
+    def _moved(self, event: Event, runs: tuple[Run, ...]) -> None:
         (point,) = event.points
-        done = point.measured.get("done")
-        self.tell(Moved(event.key, None if done is None else float(done), point.measured))
+        done, keys = point.measured.get("done"), tuple(run.key for run in runs)
+        self.tell(Moved(event.key, keys, None if done is None else float(done), point.measured))
 
     def _ended(self, event: Event, task: Task, runs: tuple[Run, ...]) -> None:
         if task.horizons is None:
@@ -366,42 +429,19 @@ class _Loop:
 
     def _keep(self, run: Run, status: str, points: Sequence[Point], event: Event) -> None:
         """Add a run to the store."""
-        o, axes = self.study.objective, self.axes[run.key]
-        last = dict(points[-1].measured) if points else {}
-        numbers = {n: float(v) for n, v in last.items() if not isinstance(v, str) and n not in RESERVED}
-        for name in [n for n in numbers if n in axes]:
-            value = numbers.pop(name)
-            if abs(value - axes[name]) > 1e-3 * abs(axes[name]):
-                raise ValueError(
-                    f"run {run.key}: trainer.axes says {name} {axes[name]:g}, the trainer measured {value:g}. Do: make "
-                    "them agree"
-                )
-        if status != "done":
-            numbers[o.target] = math.nan
-        facts = {n: v for n, v in last.items() if isinstance(v, str)}
-        config = {
-            **run.settings,
-            "facts": facts,
-            "trainer": self.study.trainer.run,
-            "trainer_sha256": self.workers.sha256,
-        }
+        o = self.study.objective
+        made_by = {"trainer": self.study.trainer.run, "trainer_sha256": self.workers.sha256}
         if event.why:
-            config["why"] = event.why
-        cpu, wall = (points[-1].cpu, points[-1].wall) if points else (0.0, 0.0)
-        costs = {n: axes[n] for n in COSTS if n in axes} | {"cpu_seconds": cpu, "wall_seconds": wall}
-        plain = {n: v for n, v in axes.items() if n not in COSTS}
-        units = {o.target: o.unit, "cpu_seconds": "s", "wall_seconds": "s"}
-        units |= {n: UNITS[n] for n in axes if n in UNITS}
-        self.store.add_run(
-            self.study.name, run.key, axes=plain, costs=costs, measured=numbers, config=config, units=units,
-            status=status, curves=_curves(points),
-        )  # fmt: skip
-        result = numbers.get(o.target)
-        self.entries[run.key] = {
-            "key": run.key, "status": status, "axes": plain, "costs": costs, "measured": numbers, "config": config,
-        }  # fmt: skip
-        shown = result if result is not None and math.isfinite(result) else None
-        self.tell(Ended(run.key, status, shown, event.why, cpu))
+            made_by["why"] = event.why
+        row = row_of(run, status, points, self.axes[run.key], o, made_by)
+        self.store.add_run(self.study.name, run.key, status=status, **vars(row))
+        self.entries[run.key] = {"key": run.key, "status": status, **vars(row)}
+        value = row.measured.get(o.target, math.nan)
+        log = self.folder_of(event.key) / journals.LOG if status == "failed" else None
+        cpu = row.costs["cpu_seconds"]
+        self.tell(
+            Ended(run.key, event.key, status, value if math.isfinite(value) else None, event.why, cpu, log)
+        )
 
     # Early stop
 
@@ -445,7 +485,9 @@ class _Loop:
             if run.key in stopped:
                 look = next(p for p in written if p["key"] == run.key)
                 why = f"at {rule.at:g} of its way it was heading for {look['low']:.4g} to {look['high']:.4g}"
-                self._keep(run, "stopped", (), Event(run.key, "paused", (), why, 1))
+                self._keep(
+                    run, "stopped", points_of(self._journal(run.key)), Event(run.key, "paused", why=why)
+                )
                 shutil.rmtree(self.folder_of(run.key), ignore_errors=True)
         return [run for run in todo if run.key not in stopped and run.key not in self.entries]
 
@@ -502,20 +544,20 @@ def _watched(points: Sequence[Point], watch: str) -> list[tuple[float, float]]:
     return [
         (float(p.measured["done"]), float(p.measured[watch]))
         for p in points
-        if "done" in p.measured and watch in p.measured
+        if "done" in p.measured and not isinstance(p.measured.get(watch, ""), str)
     ]
 
 
-def _curves(points: Sequence[Point]) -> dict[str, tuple[list[float], list[float]]]:
-    """Every number that was measured on the way, by name."""
-    found: dict[str, dict[float, float]] = {}
-    for point in points:
-        for name, value in point.measured.items():
-            if not isinstance(value, str) and name not in ("horizon", "branch"):
-                found.setdefault("step_measured" if name == "step" else name, {})[float(point.step)] = float(
-                    value
-                )
-    return {name: (list(curve), list(curve.values())) for name, curve in found.items()}
+def _cost(entry: Mapping[str, Any], name: str) -> float:
+    return float(entry["costs"].get(name) or 0.0)
+
+
+def _whole(found: Fit | Stack) -> Fit | Stack:
+    """A fit that was interrupted keeps fewer draws; what it would predict depends on when that was."""
+    members = found.members if isinstance(found, Stack) else (found,)
+    if any(fit.result == "interrupted" for fit in members):
+        raise KeyboardInterrupt
+    return found
 
 
 @contextlib.contextmanager
@@ -527,13 +569,11 @@ def _alone(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise StoreError(f"cannot write in {folder}: {error.strerror or error}") from error
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not journals.try_lock(handle):
             holder = os.read(handle, 32).decode(errors="replace").strip() or "unknown"
             raise StoreError(
                 f"the study in {folder} is being run by process {holder}. Do: wait for it, or stop it first"
-            ) from None
+            )
         os.ftruncate(handle, 0)
         os.pwrite(handle, str(os.getpid()).encode(), 0)
         yield

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from isoloss.runs.units import format_count
-from isoloss.study.jobs import tasks_of
-from isoloss.study.journal import JournalError, read
+from isoloss.study.events import Task
+from isoloss.study.jobs import Run, tasks_of
+from isoloss.study.journal import LOG, JournalError, read
 from isoloss.study.ledger import Ledger
 from isoloss.study.store import Store
 from isoloss.study.study import Study
@@ -41,11 +43,12 @@ class UnderWay:
 
 @dataclass(frozen=True)
 class Bad:
-    """A run that ended without a result."""
+    """A run that ended without a result; ``log`` is the file of what it printed, if it is kept."""
 
     key: str
     status: str
     why: str
+    log: str | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +76,10 @@ class Status:
     def sentence(self, path: str) -> str:
         """What there is to do."""
         if not self.left:
-            return "complete"
-        begun = any(r.done or r.begun for r in self.rungs)
+            failed = sum(r.failed for r in self.rungs)
+            again = f". To try again what failed: isoloss study resume {path} --retry-failed"
+            return f"complete{again if failed else ''}"
+        begun = any(r.done or r.begun or r.diverged or r.stopped or r.failed for r in self.rungs)
         return f"{format_count(self.left)} of {sum(r.runs for r in self.rungs)} runs left. Do: isoloss study {'resume' if begun else 'run'} {path}"
 
     def to_json(self) -> dict[str, Any]:
@@ -116,15 +121,15 @@ def read_status(study: Study) -> Status:
         counts = {
             s: sum(e["status"] == s for e in entries) for s in ("done", "diverged", "stopped", "failed")
         }
-        bad += [
-            Bad(e["key"], e["status"], e["config"].get("why", "")) for e in entries if e["status"] != "done"
-        ]
+        ends = [r for r in runs if ended.get(r.key, {}).get("status", "done") != "done"]
+        for key, (_, members) in _tasks(study, ends).items():
+            log = study.folder_path / key / LOG
+            for e in (ended[r.key] for r in members):
+                why = e["config"].get("why", "")
+                bad.append(Bad(e["key"], e["status"], why, str(log) if log.exists() else None))
         missing = [r for r in runs if r.key not in ended]
         begun = 0
-        tasks = tasks_of(
-            missing, {r.key: {} for r in missing}, study.objective.target, study.trainer.horizon, None
-        )
-        for key, (_, members) in tasks.items():
+        for key, (_, members) in _tasks(study, missing).items():
             points = _points(study.folder_path / key)
             if points:
                 begun += len(members)
@@ -138,6 +143,10 @@ def read_status(study: Study) -> Status:
         seconds = sum(float(e["costs"].get("cpu_seconds") or 0.0) for e in entries)
         rungs.append(Rung(rung.name, len(runs), begun=begun, seconds=seconds, **counts))
     return Status(study.name, tuple(rungs), tuple(under_way), tuple(bad), ledger)
+
+
+def _tasks(study: Study, runs: Sequence[Run]) -> dict[str, tuple[Task, tuple[Run, ...]]]:
+    return tasks_of(runs, {r.key: {} for r in runs}, study.objective.target, study.trainer.horizon, None)
 
 
 def _points(folder: Path) -> list[dict[str, Any]]:

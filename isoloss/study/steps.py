@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from isoloss.comparing.stack import Stack
@@ -16,34 +17,41 @@ SCHEMA = "isoloss/study/1"
 
 @dataclass(frozen=True)
 class Began:
-    """A rung begins: what of it is to be made."""
+    """A rung begins: what of it is to be made, with the share of each run in the work to come."""
 
     rung: str
     number: int
     rungs: int
     runs: int
     todo: tuple[str, ...]
+    shares: tuple[float, ...]
     flops: float
 
 
 @dataclass(frozen=True)
 class Moved:
-    """A run has measured something."""
+    """A run has measured something; ``runs`` are those that it serves, itself or the ends of a trunk."""
 
     key: str
+    runs: tuple[str, ...]
     done: float | None
     measured: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A run is in the store, as ``done``, ``diverged``, ``stopped`` or ``failed``."""
+    """A run is in the store, as ``done``, ``diverged``, ``stopped`` or ``failed``.
+
+    ``of`` is the key of what made it, itself or the trunk that it is an end of; ``log`` is of one that failed.
+    """
 
     key: str
+    of: str
     status: str
     value: float | None
     why: str
     cpu: float
+    log: Path | None
 
 
 @dataclass(frozen=True, eq=False)

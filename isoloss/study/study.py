@@ -41,7 +41,7 @@ class Objective(_Part):
     target: Name = "loss"
     unit: str = "nats/token"
     laws: tuple[Name, ...] = Field(default=("hoffmann",), min_length=1)
-    coverage: float = Field(default=0.9, gt=0, lt=1)
+    coverage: float = Field(default=0.9, gt=0, le=0.99)
     draws: int = Field(default=1000, ge=100)
 
 
@@ -51,7 +51,7 @@ class Trainer(_Part):
     Args:
         run: entry point of a generator function, ``package.module:train`` or ``file.py:train``.
         axes: entry point of a function from settings to what is known before the run: params, tokens, flops.
-            Without one the numbers among a run's settings are its axes.
+            Default the function ``axes`` beside the trainer; without one, the numbers among a run's settings.
         horizon: name of the setting whose values one training serves, as a trunk with several ends.
         settings: of every run.
     """
@@ -162,8 +162,28 @@ class Study(_Part):
             raise ValueError(_sentence(error)) from None
 
     @model_validator(mode="after")
-    def _expands(self) -> Study:
-        self.plan()
+    def _agrees(self) -> Study:
+        horizon, target, laws = self.trainer.horizon, self.target, self.objective.laws
+        if len(set(laws)) < len(laws):
+            raise ValueError(f"objective.laws has one twice: {', '.join(laws)}. Do: leave it out")
+        if horizon is not None and self.early_stop is not None:
+            raise ValueError(
+                "early_stop and trainer.horizon do not go together: a trunk has no one end. Do: leave one out"
+            )
+        if target is not None and target.pick == "all" and target.flops is not None:
+            raise ValueError(
+                'target.flops is the most that the target of pick = "best" may cost, got pick = "all". Do: add '
+                'pick = "best"; a setting of that name goes into runs = [{flops = ...}]'
+            )
+        for planned in self.plan():
+            for run in planned.runs if horizon is not None else ():
+                value = run.settings.get(str(horizon))
+                if not isinstance(value, int | float) or isinstance(value, bool):
+                    got = "none" if value is None else repr(value)
+                    raise ValueError(
+                        f"trainer.horizon needs a number as the setting {horizon!r} of every run, got {got} for run "
+                        f"{run.key} of {planned.name}"
+                    )
         return self
 
     @classmethod
@@ -186,7 +206,7 @@ class Study(_Part):
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{path} is no TOML: {error}") from None
         try:
-            return cls(**{"root": path.absolute().parent, **tables})
+            return cls(**{**tables, "root": path.absolute().parent / str(tables.get("root", ""))})
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
@@ -222,7 +242,13 @@ class Study(_Part):
         """Of checkpoints and logs."""
         return self.root / (self.folder or f"{self.name}.runs")
 
-    def run(self, tell: Callable[[Step], None] | None = None, *, changed_trainer: bool = False) -> Told:
+    def run(
+        self,
+        tell: Callable[[Step], None] | None = None,
+        *,
+        changed_trainer: bool = False,
+        retry_failed: bool = False,
+    ) -> Told:
         """Make every run that is not done yet, predicting each rung before it is begun.
 
         Interrupted at any moment, the same call goes on: finished runs are not made again.
@@ -230,6 +256,8 @@ class Study(_Part):
         Args:
             tell: called with each :class:`isoloss.study.steps.Step`.
             changed_trainer: go on although the trainer's file is not the one that made the first runs.
+            retry_failed: try the runs again that failed, each from its checkpoint. Without it they stay
+                failed.
 
         Returns:
             Fits, predictions and how they came out.
@@ -240,7 +268,7 @@ class Study(_Part):
         """
         from isoloss.study.loop import run
 
-        return run(self, tell, changed_trainer=changed_trainer)
+        return run(self, tell, changed_trainer=changed_trainer, retry_failed=retry_failed)
 
 
 def write_template(path: Path) -> None:
@@ -267,5 +295,6 @@ def _sentence(error: ValidationError) -> str:
             said.append(found["msg"].removeprefix("Value error, "))
         else:
             got = repr(found["input"])
-            said.append(f"{place}: {found['msg'].lower()}, got {got[:60]}")
+            text = found["msg"].lower().replace("valid tuple", "list").replace("valid dictionary", "table")
+            said.append(f"{place}: {text}, got {got[:60]}")
     return "; ".join(said)

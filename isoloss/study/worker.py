@@ -25,7 +25,6 @@ from typing import Any
 from isoloss.study import entry as entries
 from isoloss.study import journal as journals
 
-LOG = "log.txt"
 OWN = "work"
 LONGEST_WHY = 300
 LIFELINE_SECONDS = 1.0
@@ -173,7 +172,7 @@ class Worker:
         journal.append({"attempt": journal.contents.attempts + 1, "pid": self.pid})
         try:
             (folder / OWN).mkdir(exist_ok=True)
-            log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            log = os.open(folder / journals.LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         except OSError as error:
             return {"end": "refused", "why": f"cannot write {folder}: {error.strerror}", "errno": error.errno}
         divert(log)
@@ -318,11 +317,10 @@ def plain(value: Any, name: str) -> float | str:
     """A number or text of any library as Python's own."""
     if isinstance(value, str):
         return str(value)
-    if isinstance(value, bool | int):
-        return int(value)
     try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError):
+        number = float(value)
+        return int(value) if isinstance(value, bool | int) else number
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise Breach(f"needed a number or text as {name!r}, got {shown(value)}") from None
 
 

@@ -100,7 +100,14 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise DamagedError(f"{path.name} is damaged: its content is not what was written")
         facts = json.loads(header.pop("__metadata__")["facts"])
         return {name: _tensor(entry, data) for name, entry in header.items()}, facts
-    except (struct.error, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (
+        struct.error,
+        UnicodeDecodeError,
+        json.JSONDecodeError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise DamagedError(f"{path.name} is damaged: it is no checkpoint") from error
 
 
@@ -143,7 +150,11 @@ def _digest(header: Mapping[str, Any], pieces: list[memoryview]) -> str:
 def _tensor(entry: Mapping[str, Any], data: memoryview) -> Tensor:
     begin, end = entry["data_offsets"]
     dtype = _TYPES[entry["dtype"]]
-    flat = torch.frombuffer(bytearray(data[begin:end]), dtype=dtype) if end > begin else torch.empty(0, dtype=dtype)
+    flat = (
+        torch.frombuffer(bytearray(data[begin:end]), dtype=dtype)
+        if end > begin
+        else torch.empty(0, dtype=dtype)
+    )
     return flat.reshape(entry["shape"])
 
 

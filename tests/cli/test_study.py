@@ -115,6 +115,60 @@ def _cwd(path):
         return b""
 
 
+def test_what_failed_is_said_with_its_log_and_tried_again_where_asked(file, capsys, monkeypatch):
+    rung = '[[rungs]]\nparams = 3e5\ntokens = 5e6\ntrouble = "mended"\n[target]'
+    file.write_text(FILE.replace("[target]", rung), encoding="utf-8")
+    assert run(["study", "run", "study.toml"]) == 0
+    out = capsys.readouterr().out
+    (log,) = file.parent.glob("s.runs/*/log.txt")
+    assert f"not mended yet, log: {log}" in out
+    assert "isoloss study resume study.toml --retry-failed" in out
+    assert run(["study", "status", "study.toml", "--json", "status.json"]) == 0
+    assert f"not mended yet. Log: {log}" in capsys.readouterr().out
+    (bad,) = json.loads(Path("status.json").read_text())["ended_badly"]
+    assert bad["log"] == str(log)
+    assert "not mended yet" in log.read_text()
+    monkeypatch.setenv("LADDER_MENDED", "1")
+    assert run(["study", "resume", "study.toml"]) == 0
+    assert "10 done, 1 failed" in capsys.readouterr().out
+    assert run(["study", "resume", "study.toml", "--retry-failed"]) == 0
+    assert "11 done" in capsys.readouterr().out
+
+
+def test_the_bar_of_a_rung_counts_work_not_runs(file):
+    from isoloss.cli.watch import Watch
+    from isoloss.study.steps import Began, Ended, Moved
+    from isoloss.study.study import Study
+
+    class Bars:
+        """What a progress display was told, by task."""
+
+        def __init__(self):
+            self.at = []
+
+        def add_task(self, name, **_):
+            self.at.append(0.0)
+            return len(self.at) - 1
+
+        def update(self, task, completed=None, **_):
+            self.at[task] = completed
+
+        def remove_task(self, task):
+            pass
+
+    watch = Watch(Study.read(file))
+    watch._bars = bars = Bars()
+    watch.tell(Began("rung 1", 1, 1, 4, ("a", "b", "c", "d"), (0.1, 0.2, 0.3, 0.4), 1e6))
+    watch.tell(Moved("a", ("a",), 0.5, {"loss": 1.0}))
+    assert bars.at[0] == pytest.approx(0.05)
+    watch.tell(Ended("a", "a", "done", 1.0, "", 1.0, None))
+    watch.tell(Moved("trunk", ("b", "c"), 0.5, {}))
+    assert bars.at[0] == pytest.approx(0.1 + 0.25)
+    for key, of in (("b", "trunk"), ("c", "trunk"), ("d", "d")):
+        watch.tell(Ended(key, of, "done", 1.0, "", 1.0, None))
+    assert bars.at[0] == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("verb", ["run", "resume", "status"])
 def test_a_file_that_is_not_there_is_said_with_what_to_do(verb, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -163,14 +163,40 @@ def _same_word(said: str, printed: str) -> bool:
 
 
 def renewed(said: str, printed: str) -> str:
-    """The output as a page should say it: one ``...`` keeps its place by lines from both ends."""
-    old, new = tidy(said), tidy(printed)
-    gaps = [i for i, line in enumerate(old) if line.strip() == "..."]
-    if len(gaps) == 1 and len(new) >= len(old) - 1:
-        tail = len(old) - gaps[0] - 1
-        new = [*new[: gaps[0]], "...", *(new[-tail:] if tail else [])]
-    elif len(gaps) > 1 and not agrees(said, printed):
-        raise ValueError(f"several '...' lines: mend this output by hand:\n{printed}")
-    elif len(gaps) > 1:
-        new = old
+    """The output as a page should say it: lines before the first and behind the last ``...`` keep their number.
+
+    What stands between two of them is found again by the first words of its lines.
+
+    Raises:
+        ValueError: it is not.
+    """
+    new = tidy(printed)
+    parts: list[list[str]] = [[]]
+    for line in tidy(said):
+        if line.strip() == "...":
+            parts.append([])
+        else:
+            parts[-1].append(line)
+    if len(parts) > 2 and agrees(said, printed):
+        new = tidy(said)
+    elif len(parts) > 2 or (len(parts) == 2 and len(new) >= sum(map(len, parts))):
+        new = _with_gaps(parts, new)
     return "".join(line + "\n" for line in new)
+
+
+def _with_gaps(parts: list[list[str]], new: list[str]) -> list[str]:
+    at, end = len(parts[0]), len(new) - len(parts[-1])
+    found = new[:at]
+    for part in parts[1:-1]:
+        alike = {
+            k: sum(a.split()[:1] == b.split()[:1] for a, b in zip(part, new[k:], strict=False) if a)
+            for k in range(at, end - len(part) + 1)
+        }
+        best = max(alike, key=lambda k: alike[k], default=at)
+        if not alike.get(best):
+            raise ValueError(
+                "\n".join(["cannot find these lines, mend this output by hand:", *part, "in", *new])
+            )
+        found += ["...", *new[best : best + len(part)]]
+        at = best + len(part)
+    return [*found, "...", *new[end:]]

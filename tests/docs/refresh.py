@@ -14,8 +14,12 @@ from tests.docs.pages import Output, agrees, page_paths, renewed, run_page
 
 def main(names: list[str]) -> None:
     """Refresh the named pages, or all."""
+    wanted = {Path(name).name for name in names}
+    unknown = wanted - {path.name for path in page_paths()}
+    if unknown:
+        raise SystemExit(f"no such page: {', '.join(sorted(unknown))}")
     for path in page_paths():
-        if names and path.name not in names and str(path) not in names:
+        if names and path.name not in wanted:
             continue
         with tempfile.TemporaryDirectory() as folder:
             outputs = list(run_page(path, Path(folder)))

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isoloss.study.jobs import expand, tasks_of
+from isoloss.study.local import Task, Workers
 from isoloss.study.study import Study, write_template
 
 RUNG = {"width": [32, 64], "tokens": [1e6, 2e6], "seed": 0}
@@ -53,6 +54,19 @@ def test_keys_are_names_of_folders():
     assert "/" not in run.key
 
 
+@pytest.mark.parametrize(
+    "rung",
+    [{f"a_long_name_{i}": f"a long value {i}" for i in range(20)}, {".hidden": 1}, {"größe": "日本/ü"}],
+)
+def test_workers_take_every_key_as_a_name(rung, tmp_path):
+    (run,) = expand({}, rung, "r")
+    (tmp_path / f"{run.key}.damaged-1").mkdir()
+    with Workers("none.py:f", None, tmp_path, tmp_path / "runs") as workers:
+        workers.run([Task(run.key, dict(run.settings))]).close()
+    other = dict.fromkeys(rung, 2)
+    assert run.key != expand({}, other, "r")[0].key
+
+
 def test_runs_of_a_trunk_are_one_task_whose_key_names_no_horizon():
     runs = expand({}, RUNG, "r")
     axes = {r.key: {"flops": float(r.settings["width"] * r.settings["tokens"])} for r in runs}
@@ -74,11 +88,26 @@ def test_runs_of_a_trunk_are_one_task_whose_key_names_no_horizon():
         ({"rungs": [{"a": list(range(101)), "b": list(range(101))}]}, "more than 10000"),
         ({"rungs": [{"a": float("nan")}]}, "JSON"),
         ({"colour": 1}, "colour is no setting of a study"),
-        ({"objective": {"coverage": 2}}, "objective.coverage.*less than 1, got 2"),
+        ({"objective": {"coverage": 2}}, "objective.coverage.*less than or equal to 0.99, got 2"),
         ({"trainer": {}}, "trainer.run is missing"),
         ({"workers": {"threads": 0}}, "workers.threads"),
         ({"target": {"width": 1, "tokens": 1, "pick": "worst"}}, "target.pick"),
         ({"early_stop": {"at": 1.5}}, "early_stop.at"),
+        ({"rungs": [{"folder": "x"}]}, r"rungs\[1\]: a setting cannot be called 'folder'"),
+        ({"trainer": {"run": "a.py:b", "settings": {"why": 1}}}, "a setting cannot be called 'why'"),
+        (
+            {"trainer": {"run": "a.py:b", "horizon": "steps"}},
+            "needs a number as the setting 'steps'.*got none",
+        ),
+        (
+            {"trainer": {"run": "a.py:b", "horizon": "w"}, "rungs": [{"w": ["x"]}]},
+            "number.*got 'x' for run w=x",
+        ),
+        ({"trainer": {"run": "a.py:b", "horizon": "tokens"}, "early_stop": {}}, "do not go together"),
+        ({"objective": {"laws": ["hoffmann", "hoffmann"]}}, "objective.laws has one twice"),
+        ({"objective": {"laws": "hoffmann"}}, "objective.laws: input should be a list, got 'hoffmann'"),
+        ({"objective": {"coverage": 0.999}}, "objective.coverage"),
+        ({"target": {"width": 1, "flops": 1e20}}, 'target.flops .* got pick = "all"'),
     ],
 )
 def test_what_is_no_study_is_refused_by_its_place(changes, said):
@@ -96,6 +125,14 @@ def test_a_file_says_where_it_is_wrong(tmp_path):
     path.write_text('name = "a"\n', encoding="utf-8")
     with pytest.raises(ValueError, match=r"s\.toml: trainer is missing; rungs is missing"):
         Study.read(path)
+
+
+def test_a_root_in_a_file_is_relative_to_it(tmp_path):
+    path = tmp_path / "s.toml"
+    path.write_text(
+        'name = "a"\nroot = "there"\ntrainer.run = "t.py:f"\nrungs = [{w = 1}]\n', encoding="utf-8"
+    )
+    assert Study.read(path).store_path == tmp_path / "there" / "a.db"
 
 
 def test_the_template_is_a_study_and_is_never_written_over(tmp_path):
