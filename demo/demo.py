@@ -24,7 +24,6 @@ from rich.console import Console
 import isoloss
 from demo.picture import draw
 from isoloss.cli import run as command
-from isoloss.comparing.stack import Stack
 from isoloss.study.progress import read_status
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,36 +43,35 @@ def main() -> int:
     if verb == "resume" and not read_status(study).left:
         _forget(study)
         verb = "run"
-    page = OUT / "demo.html"
-    words = ["study", verb, str(STUDY.relative_to(ROOT)), "--report", str(page.relative_to(ROOT))]
+    page, saved = OUT / "demo.html", OUT / "demo.fit.json"
+    study_file, page_file, fit_file = (str(path.relative_to(ROOT)) for path in (STUDY, page, saved))
+    words = ["study", verb, study_file, "--report", page_file, "--fit", fit_file]
     console.rule(f"isoloss {' '.join(words)}", characters="-")
     code = command(words)
     if code:
         return code
 
-    told = study.run()  # complete: nothing is made again
-    found = told.fits[study.objective.laws[0]]
+    fit = isoloss.load(saved)
+    assert isinstance(fit, isoloss.Fit)  # of the file's first law
     runs = isoloss.Store(study.store_path, read_only=True).runs(study.name)
-    small = runs.take([key not in told.targets for key in runs["run"]])
+    targets = {run.key for run in study.plan()[-1].runs}
+    small = runs.take([key not in targets for key in runs["run"]])
+    large = runs.take([key in targets for key in runs["run"]])
     console.rule("and what next", characters="-")
     flops = FURTHER * float(small["flops"].max())
     console.print(f"for {flops:.1e} FLOPs, a hundred times the dearest run of the ladder:")
     try:
-        console.print(str(isoloss.plan(_one(found), isoloss.Budget(flops=flops))))
+        console.print(str(isoloss.plan(fit, isoloss.Budget(flops=flops))))
     except isoloss.NoAnswer as reason:
         console.print(f"no answer: {reason}")
     picture = OUT / "demo.png"
-    draw(found, small, runs.take([key in told.targets for key in runs["run"]]), picture)
+    draw(fit, small, large, picture)
     for path in (picture, page):
         console.print(f"{path.relative_to(ROOT)}")
     console.print(f"{time.monotonic() - began:.0f} s")
     if sys.stdout.isatty() and (os.environ.get("DISPLAY") or sys.platform in ("darwin", "win32")):
         webbrowser.open(page.as_uri())
     return 0
-
-
-def _one(found: isoloss.Fit | Stack) -> isoloss.Fit:
-    return found.leading if isinstance(found, Stack) else found
 
 
 def _forget(study: isoloss.Study) -> None:

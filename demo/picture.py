@@ -8,32 +8,31 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from isoloss import Fit, NoAnswer, Runs, Stack
+from isoloss import Fit, NoAnswer, Runs
 from isoloss.fitting.prediction import Prediction
 from isoloss.planning.curves import frontier
 from isoloss.report.canvas import ACCENT, INK, counts
 from isoloss.runs.units import format_count
 
 
-def draw(found: Fit | Stack, runs: Runs, ahead: Runs, path: Path) -> None:
+def draw(fit: Fit, runs: Runs, ahead: Runs, path: Path) -> None:
     """Two panels: loss against tokens with bands and the runs predicted; isoloss curves with the optimum.
 
     Args:
-        found: what predicted.
+        fit: what predicted.
         runs: that it was fitted to.
         ahead: that were predicted, then trained.
         path: of the picture.
     """
-    prediction = found.predict(of="run", params=ahead["params"], tokens=ahead["tokens"])
-    leading = found.leading if isinstance(found, Stack) else found
+    prediction = fit.predict(of="run", params=ahead["params"], tokens=ahead["tokens"])
     style = {
         "font.size": 10, "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK,
         "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
     }  # fmt: skip
     with plt.rc_context(style):
         figure, (left, right) = plt.subplots(1, 2, figsize=(12.5, 5.4), layout="constrained")
-        curves(left, found, runs, prediction, ahead)
-        levels(right, leading, runs, prediction)
+        curves(left, fit, runs, prediction, ahead)
+        levels(right, fit, runs, prediction)
         figure.suptitle(
             "isoloss: a law fitted to small runs, and larger runs predicted before they were trained",
             x=0.01, ha="left", fontsize=13, fontweight="bold",
@@ -42,7 +41,7 @@ def draw(found: Fit | Stack, runs: Runs, ahead: Runs, path: Path) -> None:
         plt.close(figure)
 
 
-def curves(axes: Axes, fit: Fit | Stack, runs: Runs, prediction: Prediction, ahead: Runs) -> None:
+def curves(axes: Axes, fit: Fit, runs: Runs, prediction: Prediction, ahead: Runs) -> None:
     """Measured runs by size, the law with its band for one new run, predictions and outcomes."""
     params, tokens, loss = runs["params"], runs["tokens"], runs["loss"]
     ahead_n, ahead_d = prediction.x["params"], prediction.x["tokens"]

@@ -36,6 +36,10 @@ Report = Annotated[
     str | None,
     typer.Option(metavar="PAGE", help="Write an HTML page about the fit and its predictions here."),
 ]
+FitFile = Annotated[
+    str | None,
+    typer.Option("--fit", metavar="FILE", help="Write the first law's fit here, for predict, plan, report."),
+]
 Changed = Annotated[
     bool, typer.Option("--changed-trainer", help="Go on although the trainer's file has changed.")
 ]
@@ -56,7 +60,7 @@ def init(path: Annotated[str, typer.Argument(metavar="FILE", help="To write.")] 
 
 
 @study.command()
-def run(path: File, report: Report = None, json: Json = None) -> int:
+def run(path: File, report: Report = None, fit: FitFile = None, json: Json = None) -> int:
     """Start a study and run it to its end.
 
     What is done is kept at once: after a crash or Ctrl-C, `isoloss study resume` goes on.
@@ -70,13 +74,14 @@ def run(path: File, report: Report = None, json: Json = None) -> int:
             f"the study {found.name!r} has begun: {plural(begun, 'run')} in {found.store_path}. Do: isoloss study "
             f"resume {path}, or give the study another name"
         )
-    return _go(found, path, report, json)
+    return _go(found, path, report, fit, json)
 
 
 @study.command()
 def resume(
     path: File,
     report: Report = None,
+    fit: FitFile = None,
     json: Json = None,
     changed_trainer: Changed = False,
     retry_failed: Retry = False,
@@ -87,7 +92,7 @@ def resume(
     """
     from isoloss.study.study import Study
 
-    return _go(Study.read(path), path, report, json, changed_trainer, retry_failed)
+    return _go(Study.read(path), path, report, fit, json, changed_trainer, retry_failed)
 
 
 @study.command()
@@ -132,13 +137,14 @@ def _go(
     found: Study,
     path: str,
     report: str | None,
+    fit: str | None,
     json: str | None,
     changed_trainer: bool = False,
     retry_failed: bool = False,
 ) -> int:
     from isoloss.cli.watch import Watch
 
-    for place in (report, json):
+    for place in (report, fit, json):
         if place is not None:
             check_writable(place)
     with for_people(json):
@@ -152,6 +158,8 @@ def _go(
         _print_told(found, told, path)
         if report is not None:
             _report(told, report)
+        if fit is not None:
+            _save(told, fit)
     if json is not None:
         write_json(json, told.to_json())
     return 0
@@ -219,3 +227,11 @@ def _report(told: Told, path: str) -> None:
     found = next(iter(told.fits.values()))
     page = write_report(found.leading if isinstance(found, Stack) else found, path, ledger=told.ledger)
     say(f"report: {page}")
+
+
+def _save(told: Told, path: str) -> None:
+    if not told.fits:
+        say("no fit to write: no law has been fitted")
+        return
+    next(iter(told.fits.values())).save(path)
+    say(f"fit: {path}, for `isoloss predict {path}`, `isoloss plan {path}`")

@@ -125,7 +125,9 @@ class Watch:
                 f"{number(p.quantiles[len(p.quantiles) // 2], 4)} in {interval(p.low, p.high, 4)}"
                 for p in step.target[:3]
             )
-        self._line(f"fit {step.law} to {plural(step.rows, 'run')}{ahead}")
+        result = getattr(step.found, "result", "identified")  # a stack has none
+        doubt = "" if result == "identified" else f" ({result})"
+        self._line(f"fit {step.law} to {plural(step.rows, 'run')}{doubt}{ahead}")
 
     def _line(self, text: str) -> None:
         self._console.print(text)

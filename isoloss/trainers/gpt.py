@@ -88,7 +88,9 @@ class Run:
         self.model = GPT(settings, self.dtype).to(self.device)
         self.parameters = list(self.model.parameters())
         self.optimizers = _optimizers(settings, self.model, self.dtype)
-        self.horizon, self.step, self.decaying = 0, 0, False
+        self.todo = list(settings.tokens)  # horizons, rising
+        self.served: list[int] = []
+        self.step, self.decaying = 0, False
         self.meters = {"loss": 0.0, "steps": 0.0, "spread": 0.0, "signal": 0.0}
         self.trunk: dict[str, Tensor] = {}  # the state at the branch, while a decay runs
         self.trunk_meters: dict[str, float] = {}
@@ -101,20 +103,20 @@ class Run:
         settings = self.settings
         saved = time.monotonic()
         try:
-            while True:
-                steps = settings.steps(settings.tokens[self.horizon])
-                last = self.horizon + 1 == len(settings.tokens)
+            while self.todo:
+                steps = settings.steps(self.todo[0])
                 if not self.decaying and self.step == settings.branch(steps):
-                    self._branch(last)
+                    self._branch()
                 if self.step == steps:
-                    measured = self._result()
-                    over = last or not math.isfinite(float(measured["loss"]))
-                    at = self.step
-                    if not over:
+                    measured, at = self._result(), self.step
+                    more = len(self.todo) > 1
+                    if more:
                         self._back_to_trunk()  # before the result is out: a stop there goes on from here
                     yield at, measured
-                    if over:
+                    if not math.isfinite(float(measured["loss"])):
                         break
+                    if not more:
+                        self._back_to_trunk()  # after it: a stop there gives the result again
                     continue
                 norm = self.train_step(steps)
                 if self.step % settings.log_every == 0 and self.step < steps:
@@ -128,7 +130,10 @@ class Run:
         except GeneratorExit:
             self._save()
             raise
-        checkpoint.remove(self.folder)
+        if self.todo or not settings.has_trunk:
+            checkpoint.remove(self.folder)
+        else:
+            self._save()  # a longer horizon may come
 
     # what a step does
 
@@ -201,7 +206,7 @@ class Run:
             "done": self._done(),
         }
         if self.decaying:
-            measured["branch"] = settings.tokens[self.horizon]
+            measured["branch"] = self.todo[0]
         if not math.isfinite(float(measured["train_loss"])):
             measured["loss"] = measured["train_loss"]
         elif self.step % (10 * settings.log_every) == 0:
@@ -214,7 +219,7 @@ class Run:
         tokens = self.step * settings.batch_tokens
         measured: dict[str, float | str] = {
             "loss": self._validation_loss(settings.eval_bytes),
-            "horizon": settings.tokens[self.horizon],
+            "horizon": self.todo[0],
             "tokens": tokens,
             "epochs": tokens / (self.windows * settings.seq_len),
             "done": self._done(),
@@ -244,7 +249,8 @@ class Run:
         settings = self.settings
         all_steps = [settings.steps(tokens) for tokens in settings.tokens]
         decays = [steps - settings.branch(steps) for steps in all_steps]
-        return (sum(decays[: self.horizon]) + self.step) / (sum(decays[:-1]) + all_steps[-1])
+        before = sum(decays[: settings.tokens.index(self.todo[0])])
+        return (before + self.step) / (sum(decays[:-1]) + all_steps[-1])
 
     @torch.no_grad()
     def _validation_loss(self, size: int) -> float:
@@ -281,58 +287,70 @@ class Run:
                         key: t.to(self.device, copy=True) for key, t in kept.items()
                     }
 
-    def _branch(self, last: bool) -> None:
+    def _branch(self) -> None:
         self.decaying = True
-        if not last:
-            self.trunk = {name: tensor.clone() for name, tensor in self._state().items()}
-            self.trunk_meters = dict(self.meters)
+        self.trunk = {name: tensor.clone() for name, tensor in self._state().items()}
+        self.trunk_meters = dict(self.meters)
 
     def _back_to_trunk(self) -> None:
         self._set_state(self.trunk)
-        self.step = self.settings.branch(self.settings.steps(self.settings.tokens[self.horizon]))
+        self.step = self.settings.branch(self.settings.steps(self.todo[0]))
         self.meters = dict(self.trunk_meters)
         self.trunk, self.decaying = {}, False
-        self.horizon += 1
+        self.served.append(self.todo.pop(0))
 
     def _save(self) -> None:
         tensors = self._state() | {f"trunk.{name}": tensor for name, tensor in self.trunk.items()}
         facts = {
             "settings": _identity(self.settings),
             "data_sha256": self.text.sha256,
-            "horizon": self.horizon,
+            "served": self.served,
+            "decaying_to": self.todo[0] if self.decaying else None,
             "step": self.step,
-            "decaying": self.decaying,
             "meters": self.meters,
             "trunk_meters": self.trunk_meters,
         }
         checkpoint.save(self.folder, tensors, facts)
 
     def _resume(self) -> None:
+        """Go on from the checkpoint, unless it is of a finished run, or past where a horizon leaves the trunk."""
         found = checkpoint.load(self.folder)
         if found is None:
             return
         tensors, facts, self.note = found
         if not facts:
             return
-        if facts["settings"] != _identity(self.settings) or facts["data_sha256"] != self.text.sha256:
+        settings = self.settings
+        if facts["settings"] != _identity(settings) or facts["data_sha256"] != self.text.sha256:
             raise ValueError(
                 f"needed the checkpoint of this run in {self.folder}, got one with other settings or data. "
                 "Do: give each run its own folder"
             )
-        self.horizon, self.step, self.decaying = facts["horizon"], facts["step"], facts["decaying"]
+        todo = [tokens for tokens in settings.tokens if tokens not in facts["served"]]
+        decaying_to, step = facts["decaying_to"], facts["step"]
+        trunk_step = step if decaying_to is None else settings.branch(settings.steps(decaying_to))
+        if not todo or settings.branch(settings.steps(todo[0])) < trunk_step:
+            return
+        self.todo, self.served, self.step = todo, facts["served"], step
         self.meters, self.trunk_meters = facts["meters"], facts["trunk_meters"]
-        self.trunk = {
+        trunk = {
             name.removeprefix("trunk."): tensor.to(self.device)
             for name, tensor in tensors.items()
             if name.startswith("trunk.")
         }
-        self._set_state(tensors)
+        if decaying_to is None or decaying_to == todo[0]:
+            self.decaying, self.trunk = decaying_to is not None, trunk
+            self._set_state(tensors)
+        else:  # a decay that nobody asks for any more
+            self.step, self.meters = trunk_step, dict(self.trunk_meters)
+            self._set_state(trunk)
 
 
 def _identity(settings: Settings) -> dict[str, Any]:
-    """The settings that decide the numbers, as JSON gives them back."""
+    """The settings that decide the numbers, as JSON gives them back; a trunk is the same for all horizons."""
+    free = {"checkpoint_seconds", "device", *(("tokens",) if settings.has_trunk else ())}
     kept = asdict(settings) | {"tokens": list(settings.tokens)}
-    return {name: value for name, value in kept.items() if name not in ("checkpoint_seconds", "device")}
+    return {name: value for name, value in kept.items() if name not in free}
 
 
 def _optimizers(settings: Settings, model: GPT, dtype: torch.dtype) -> list[torch.optim.Optimizer]:

@@ -44,7 +44,10 @@ def file(tmp_path, monkeypatch):
 
 
 def test_from_a_file_to_a_scored_prediction_and_a_page(file, capsys):
-    assert run(["study", "run", "study.toml", "--report", "page.html", "--json", "told.json"]) == 0
+    assert (
+        run(["study", "run", "study.toml", "--report", "page.html", "--fit", "f.json", "--json", "told.json"])
+        == 0
+    )
     out = capsys.readouterr().out
     assert "rung 1 (1 of 2): 9 runs" in out
     assert out.index("1 prediction of target written down") < out.index("target (2 of 2): 1 run")
@@ -54,6 +57,8 @@ def test_from_a_file_to_a_scored_prediction_and_a_page(file, capsys):
     assert told["ledger"]["counts"]["scored"] == 1
     page = Path("page.html").read_text(encoding="utf-8")
     assert "Predicted before the run, then measured" in page
+    assert run(["predict", "f.json", "--params", "8e5", "--tokens", "16e6", "--of", "run"]) == 0
+    assert f"{told['ledger']['predictions'][0]['median']:.4f}" in capsys.readouterr().out
     (key,) = told["targets"]
     assert key in page
 

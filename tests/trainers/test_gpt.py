@@ -301,7 +301,7 @@ def test_a_run_learns_and_says_what_it_must(tiny, tmp_path):
     assert last["dtype"] == "float32"
     assert [s for s, _ in points] == [*range(4, 200, 4), 200]
     assert points[5][1]["seen"] == 24 * 64
-    assert list((tmp_path / "a").iterdir()) == []
+    assert len(list((tmp_path / "a").iterdir())) == 1  # the trunk, for a longer horizon
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -436,3 +436,25 @@ def test_validation_is_the_mean_over_its_windows(tiny):
             windows
         )
     assert r._validation_loss(10**9) == pytest.approx(mean, rel=1e-5)
+
+
+def test_a_longer_horizon_goes_on_from_the_trunk_and_a_shorter_one_begins_anew(tiny, tmp_path, monkeypatch):
+    steps = []
+    whole = gpt.Run.train_step
+    monkeypatch.setattr(gpt.Run, "train_step", lambda self, of: steps.append(self.step) or whole(self, of))
+    alone = run(fresh(tiny, tmp_path, "alone", tokens=40 * 64))[-1]
+    short = run(fresh(tiny, tmp_path, "short", tokens=15 * 64))[-1]
+    both = fresh(tiny, tmp_path, "both", tokens=20 * 64)
+    run(both)
+    steps.clear()
+    later = run({**both, "tokens": 40 * 64})[-1]
+    assert later[1]["loss"] == alone[1]["loss"]
+    assert min(steps) == 16  # where the first horizon left the trunk
+    steps.clear()
+    assert run({**both, "tokens": 15 * 64})[-1][1]["loss"] == short[1]["loss"]
+    assert min(steps) == 0
+
+
+def test_a_schedule_without_a_trunk_leaves_nothing(tiny, tmp_path):
+    run(fresh(tiny, tmp_path, "a", schedule="cosine"))
+    assert list((tmp_path / "a").iterdir()) == []
