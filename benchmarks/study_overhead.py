@@ -118,7 +118,7 @@ def main() -> int:
     parser.add_argument("--stored", type=int, default=10_000, help="runs in the store that is read")
     parser.add_argument("--out", type=Path, help="page to put the tables into")
     args = parser.parse_args()
-    lines = [f"Measured on {machine()}.", ""]
+    lines = [machine(), ""]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         rows = []

@@ -5,7 +5,7 @@
 Three measurements. *Rate*: model FLOPs (forward and backward, causal half of the attention) over CPU seconds of
 one thread, divided by the rate of a 2048 x 2048 float32 product taken in turn with it in the same process; 1 is
 what a float32 machine could reach at most. *Side by side*: two processes of one thread each against one.
-*Losses*: the same set-up, text and seeds as the demo's independent trainer.
+*Losses*: the same set-up, text and seeds as `examples/trainer.py`, which was written before and by itself.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SHAPES: tuple[dict[str, Any], ...] = (
 )
 ROUNDS, QUICK_ROUNDS = 15, 3
 SIDE = 2048
-# What the demo's trainer does, in this one's words; its text is passed on as it is.
+# What examples/trainer.py does, in this one's words; its text is passed on as it is.
 SAME = {
     **{"layers": 2, "batch_tokens": 512, "seq_len": 64, "tied": True, "schedule": "linear", "head_size": 16},
     **{"qk_norm": False, "dtype": "float32", "eval_bytes": 131072, "noise_every": 0},
@@ -121,8 +121,8 @@ def worker() -> None:
 
 
 def measure_losses(width: int, tokens: int, lr: float) -> list[tuple[float, float]]:
-    """(the demo's loss, ours) for each seed, on the demo's text."""
-    from demo.trainer import Config, corpus, train  # the only place that knows where it lives
+    """(the baseline's loss, ours) for each seed, on the same text."""
+    from examples.trainer import Config, corpus, train  # the only place that knows where it lives
     from isoloss.trainers import gpt
     from isoloss.trainers.text import Text
 
@@ -169,23 +169,23 @@ def text_of(rates: list[dict[str, Any]], scaling: float, pairs: list[tuple[float
         "ratio",
         "CPU s per 1M bytes",
     ]
-    demo, ours = (np.array(values) for values in zip(*pairs, strict=True))
+    baseline, ours = (np.array(values) for values in zip(*pairs, strict=True))
     losses = page.table(
         ["trainer", *(f"seed {seed}" for seed in SEEDS), "mean", "s.d."],
         [
             [name, *(f"{loss:.4f}" for loss in values), f"{values.mean():.4f}", f"{values.std(ddof=1):.4f}"]
-            for name, values in (("demo", demo), ("isoloss.trainers.gpt", ours))
+            for name, values in (("examples/trainer.py", baseline), ("isoloss.trainers.gpt", ours))
         ],
         range(1, 6),
     )
-    noise = float(np.sqrt((demo.var(ddof=1) + ours.var(ddof=1)) / len(SEEDS)))
+    noise = float(np.sqrt((baseline.var(ddof=1) + ours.var(ddof=1)) / len(SEEDS)))
     return "\n\n".join(
         [
             f"Two layers, windows of 64 bytes, one thread. {page.machine()}",
             page.table(head, rows, range(3, 7)),
             f"Two runs side by side, one thread each: {scaling:.2f} times the throughput of one.",
             f"Losses of equal set-ups ({setup}); difference of the means "
-            f"{ours.mean() - demo.mean():+.4f}, its standard error {noise:.4f}:",
+            f"{ours.mean() - baseline.mean():+.4f}, its standard error {noise:.4f}:",
             losses,
         ]
     )

@@ -1,1 +1,1 @@
-"""Takes the running Python's own source, gives a ladder of small language models and its table."""
+"""Takes the running Python's own source, gives a ladder of small language models, a prediction, and its outcome."""

@@ -1,4 +1,4 @@
-"""The trainer and the tables of the demo: small, quick, and against facts rather than snapshots."""
+"""The trainer and the tables of the example tables: small, quick, and against facts rather than snapshots."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))  # `demo` is run from the root, not installed
+sys.path.insert(0, str(ROOT))  # `examples` is run from the root, not installed
 
-from demo import ladder, trainer  # noqa: E402
-from demo.trainer import Config, Model  # noqa: E402
+from examples import ladder, trainer  # noqa: E402
+from examples.trainer import Config, Model  # noqa: E402
 
 TINY = Config(width=16, layers=1, tokens=40 * 512, lr=0.02)
 NOT_MEASURED = {"seconds", "python", "torch"}

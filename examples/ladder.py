@@ -1,7 +1,7 @@
 """Takes the grid below, gives the tables in `examples/`: one row for each finished run.
 
-    python -m demo.ladder --out examples             # everything, 17 minutes of one core
-    python -m demo.ladder --out examples --resume    # only the runs the tables do not have yet
+    python -m examples.ladder --out examples             # everything, 17 minutes of one core
+    python -m examples.ladder --out examples --resume    # only the runs the tables do not have yet
 
 Four tables with the same columns:
 
@@ -12,7 +12,7 @@ Four tables with the same columns:
 `stdlib_outside.csv`    runs too small or too short for L = E + A/N^alpha + B/D^beta to hold: with
                         them its residuals are three times those without. Measured, not fitted
 
-`params` is every parameter and `flops` is 6 * params * tokens (`demo.trainer` says why the two
+`params` is every parameter and `flops` is 6 * params * tokens (`examples.trainer` says why the two
 belong together and what they leave out); `tokens` is bytes seen, none of them twice; `loss` is the
 validation loss after the last step, nats per byte; `seconds` is CPU time, evaluation included.
 """
@@ -31,7 +31,7 @@ from pathlib import Path
 
 import torch
 
-from demo.trainer import Config, Row, train
+from examples.trainer import Config, Row, train
 
 Finished = Callable[[int, int, Row], None]
 """Called as finished(runs done, runs in all, row of the run)."""
@@ -180,7 +180,7 @@ def train_all(configs: Iterable[Config], workers: int = 2, finished: Finished | 
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m demo.ladder", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m examples.ladder", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out", type=Path, required=True, help="folder of the tables")
     parser.add_argument("--resume", action="store_true", help="keep the rows that are there")
