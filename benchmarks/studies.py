@@ -46,6 +46,8 @@ PLAIN = "plain fit"
 COVERAGE = 0.9
 RESAMPLES = 4000
 GPT = {"run": "isoloss.trainers.gpt:train", "axes": "isoloss.trainers.gpt:axes", "horizon": "tokens"}
+GPT_SETTINGS = {"batch_tokens": 512, "seq_len": 64, "head_size": 16}
+MOST = 1.2e6  # bytes of the longest run; less where a text has not so many
 MLP = {"run": "isoloss.trainers.mlp:train", "axes": "isoloss.trainers.mlp:axes"}
 
 
@@ -83,21 +85,20 @@ WORKERS = [2]
 
 def declared(folder: Path) -> list[Study]:
     """Every study whose data are there."""
-    texts = {"stdlib": ("stdlib", 2.0e6)}
+    texts = {"stdlib": ("stdlib", MOST)}
     for name, parts in TEXTS.items():
         if all((SETS / part).is_file() for part in parts):
             path = folder / f"{name}.txt"
             whole = b"".join(gzip.decompress((SETS / part).read_bytes()) for part in parts)
             if not path.is_file() or path.read_bytes() != whole:
                 path.write_bytes(whole)
-            texts[name] = (str(path), min(2.0e6, 0.9 * len(whole)))
+            texts[name] = (str(path), min(MOST, 0.9 * len(whole)))
     found = []
     for name, (data, most) in texts.items():
-        small = {"batch_tokens": 512, "seq_len": 64} if most < 1.2e6 else {}
         for kind, own in {
-            "adamw": {"seed": 0}, "again": {"seed": 1}, "muon": {"optimizer": "muon", "seed": 2}, "deep": {"layers": 4, "seed": 3},
+            "adamw": {"seed": 0}, "again": {"seed": 1}, "muon": {"optimizer": "muon", "seed": 2}, "flat": {"layers": 1, "seed": 3},
         }.items():  # fmt: skip
-            found.append(text_study(f"{name}-{kind}", folder, data, most, {**small, **own}))
+            found.append(text_study(f"{name}-{kind}", folder, data, most, {**GPT_SETTINGS, **own}))
     for seed in (0, 1):
         for name, sizes, widths in (
             ("digits", (70, 120, 210, 360, 620, 1100), (8, 12, 16, 24)),

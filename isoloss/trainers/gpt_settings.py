@@ -41,7 +41,7 @@ class Settings:
         tied: whether the head is the embedding.
         qk_norm: RMSNorm on the queries and keys of each head.
         z_loss: coefficient of the mean squared log-normaliser.
-        head_size: width of an attention head; None: the largest power of two up to 32 that divides ``width``.
+        head_size: width of an attention head, the same at every width: sizes of a ladder differ in nothing else.
         dtype: of the matrix products; weights, residual stream and optimiser are float32 throughout. "auto":
             bfloat16 on a GPU or a CPU with bfloat16 tiles (AMX), else float32.
         data: "stdlib", or the path of a text file or folder; see ``text``.
@@ -70,7 +70,7 @@ class Settings:
     tied: bool = True
     qk_norm: bool = True
     z_loss: float = 0.0
-    head_size: int | None = None
+    head_size: int = 32
     dtype: str = "auto"
     data: str = text.STDLIB
     eval_bytes: int = 131072
@@ -126,8 +126,11 @@ class Settings:
             raise ValueError(f"needed lr above 0, got {self.lr}. Do: leave it out for the rule")
         if not 0 < self.decay_share < 1:
             raise ValueError(f"needed decay_share between 0 and 1, got {self.decay_share}")
-        if self.width % self.head or self.head % 2:
-            raise ValueError(f"needed an even head_size that divides width = {self.width}, got {self.head}")
+        if self.head_size < 2 or self.width % self.head_size or self.head_size % 2:
+            raise ValueError(
+                f"needed a width of whole heads of head_size = {self.head_size}, got width = {self.width}. Do: choose a "
+                "multiple, or an even head_size that divides every width of the ladder"
+            )
         if self.batch_tokens % self.seq_len:
             raise ValueError(
                 f"needed batch_tokens to be a multiple of seq_len = {self.seq_len}, got {self.batch_tokens}"
@@ -141,11 +144,6 @@ class Settings:
             raise ValueError(
                 f"needed a schedule whose trunk serves {len(steps)} horizons, got {self.schedule}. Do: choose wsd"
             )
-
-    @property
-    def head(self) -> int:
-        """Width of an attention head."""
-        return self.head_size or math.gcd(self.width, 32)
 
     @property
     def has_trunk(self) -> bool:

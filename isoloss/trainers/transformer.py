@@ -133,7 +133,7 @@ class GPT(nn.Module):
     def __init__(self, settings: Settings, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         width = settings.width
-        self.dtype, self.qk_norm, self.head_size = dtype, settings.qk_norm, settings.head
+        self.dtype, self.qk_norm, self.head_size = dtype, settings.qk_norm, settings.head_size
         draw = torch.Generator().manual_seed(settings.seed)
         std = width**-0.5 if settings.tied else 1.0
         self.embedding = nn.Parameter(torch.randn(VOCABULARY, width, generator=draw) * std)
@@ -143,7 +143,7 @@ class GPT(nn.Module):
         self.cos: Tensor
         self.sin: Tensor
         self.mask: Tensor
-        angles = _angles(settings.seq_len, settings.head)
+        angles = _angles(settings.seq_len, settings.head_size)
         self.register_buffer("cos", angles.cos().repeat(1, 2).to(dtype), persistent=False)
         self.register_buffer("sin", angles.sin().to(dtype), persistent=False)
         mask = torch.full((settings.seq_len, settings.seq_len), -torch.inf).triu(1)
