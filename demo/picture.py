@@ -49,6 +49,7 @@ def curves(axes: Axes, fit: Fit, runs: Runs, prediction: Prediction, ahead: Runs
     colours = dict(zip(sizes, plt.get_cmap("viridis")(np.linspace(0.0, 0.78, len(sizes))), strict=True))
     end = max(float(tokens.max()), float(ahead_d.max())) * 1.15
     labels: list[float] = []
+    gap = 0.033 * (float(loss.max()) - float(ahead["loss"].min()))  # between the names of two curves
     for size in sizes:
         mine = params == size
         first = tokens[mine].min() if mine.any() else tokens.min()
@@ -58,8 +59,8 @@ def curves(axes: Axes, fit: Fit, runs: Runs, prediction: Prediction, ahead: Runs
         axes.plot(line, band.median, color=colours[size], lw=1.4, ls="-" if mine.any() else "--")
         axes.plot(tokens[mine], loss[mine], "o", ms=5, color=colours[size], mec="white", mew=0.6)
         height = float(band.median[-1])
-        while any(abs(height - other) < 0.022 for other in labels):
-            height -= 0.002  # neighbours make room for each other's names
+        while any(abs(height - other) < gap for other in labels):
+            height -= gap / 10  # neighbours make room for each other's names
         labels.append(height)
         axes.annotate(
             format_count(float(size)), (end, height), xytext=(4, 0),

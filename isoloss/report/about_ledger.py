@@ -43,7 +43,7 @@ def ledger_section(ledger: Ledger) -> Section:
         far = "—" if p["distance"] is None else f"{p['distance']:.3g}×"
         rows.append(
             (
-                p["key"] or str(p["id"]), p["law"], far, number(middle, 5), interval(p["low"], p["high"], 5),
+                p["key"].partition("@")[0] or str(p["id"]), p["law"], far, number(middle, 5), interval(p["low"], p["high"], 5),
                 number(value, 5), f"{100 * (value / middle - 1):+.2f}%", "yes" if _held(p, fate) else "no",
             )
         )  # fmt: skip
