@@ -42,6 +42,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(error, wrong_words):
             raise
         where = getattr(error, "ctx", None)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message(), file=sys.stderr)  # type: ignore[attr-defined]
+            return BAD_INPUT
         hint = f" See `{where.command_path} --help`." if where is not None else ""
         return _say(f"{error.format_message().rstrip('.')}.{hint}", BAD_INPUT)  # type: ignore[attr-defined]
     return code if isinstance(code, int) else 0

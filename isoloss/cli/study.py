@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from isoloss.study.steps import Told
     from isoloss.study.study import Study
 
+NO_ANSWER = 3  # a limit, or nothing to go on with: what was asked is not complete
+
 study = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -162,7 +164,7 @@ def _go(
             _save(told, fit)
     if json is not None:
         write_json(json, told.to_json())
-    return 0
+    return 0 if told.complete else NO_ANSWER
 
 
 def _print_told(found: Study, told: Told, path: str) -> None:

@@ -200,6 +200,14 @@ class _Loop:
         for r, axes in zip(missing, found, strict=True):
             check_axes(r, axes, self.study.objective.target)
             self.axes[r.key] = axes
+        limits = self.study.limits
+        if limits.flops is not None or limits.core_hours is not None:
+            unknown = next((r for r in missing if "flops" not in self.axes[r.key]), None)
+            if unknown is not None:
+                raise ValueError(
+                    f"limits need the axis flops of every run before it is made, got {', '.join(self.axes[unknown.key])} "
+                    f"for run {unknown.key}. Do: give trainer.axes a function that returns flops"
+                )
         for spec in self.study.objective.laws:
             if spec == "auto":
                 continue

@@ -218,3 +218,14 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_runs(file, capsys
     assert run(["study", "run", "study.toml", "--report", "no/such/page.html"]) == 2
     assert "no/such" in capsys.readouterr().err
     assert not list(file.parent.glob("s.db"))
+
+
+def test_a_study_that_a_limit_ends_is_not_complete(file, capsys):
+    file.write_text(FILE + "[limits]\nflops = 1e13\n", encoding="utf-8")
+    assert run(["study", "run", "study.toml"]) == 3
+    assert "limits.flops" in capsys.readouterr().out
+
+
+def test_the_group_alone_prints_its_help(capsys):
+    assert run(["study"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) > 5
