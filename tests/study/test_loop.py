@@ -544,6 +544,8 @@ def test_a_full_disk_ends_the_study_and_room_lets_it_go_on(tmp_path, monkeypatch
 def test_limits_without_flops_are_refused(tmp_path):
     (tmp_path / "own.py").write_text("def train(config):\n    yield 1, {'loss': 1.0}\n")
     rungs = [{"params": [1, 2], "tokens": 3}]
-    asked = study(tmp_path, rungs=rungs, target=None, trainer={"run": "own.py:train"}, limits={"core_hours": 1})
+    asked = study(
+        tmp_path, rungs=rungs, target=None, trainer={"run": "own.py:train"}, limits={"core_hours": 1}
+    )
     with pytest.raises(ValueError, match="limits need the axis flops"):
         asked.run()
