@@ -28,6 +28,7 @@ def check(
 
     target = law_named(law)
     runs = table(path, columns, where, units, format)
+    target = target.given(runs.columns)
     missing = [axis for axis in target.axes if axis not in runs and axis in target.defaults]
     axes = [axis for axis in target.axes if axis not in missing]
     found = [f for f in check_runs(runs, axes=axes, target=target.target) if notes or f.level != "note"]

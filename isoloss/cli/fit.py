@@ -242,6 +242,7 @@ def _to_profile(text: str | None, law: Law, held: Constraints, cluster: str | No
 def _clean(runs: Runs, law: Law, codes: str | None, final: bool, best_of_sweep: bool) -> Runs:
     from isoloss.runs import drop
 
+    law = law.given(runs.columns)
     if final:
         runs = runs.final_checkpoints()
     axes = [axis for axis in law.axes if axis in runs or axis not in law.defaults]

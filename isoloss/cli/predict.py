@@ -221,7 +221,9 @@ def _reads(found: Fit | Stack) -> tuple[str, tuple[str, ...], tuple[str, ...], t
     if isinstance(found, Stack):
         defaults = tuple(axis for fit in found.members for axis in fit.law.defaults)
         return "the stack", found.axes, defaults, DERIVED
-    return found.law.spec, found.law.axes, tuple(found.law.defaults), ()
+    law = found.law
+    optional = tuple(axis for axis in law.axes if axis not in law.given(()).axes)
+    return law.spec, law.axes, (*law.defaults, *optional), ()
 
 
 def _title(found: Fit | Stack) -> str:

@@ -42,7 +42,7 @@ def named(laws: Sequence[Law | str] | Law | str, runs: Runs) -> tuple[list[Law],
     left: dict[str, str] = {}
     if any(not isinstance(law, str | Law) for law in given):
         raise TypeError(f"needed laws or their names, got {given!r}. A class must be called: Hoffmann()")
-    chosen = [law if isinstance(law, Law) else get(law) for law in given if law != AUTO]
+    chosen = [(law if isinstance(law, Law) else get(law)).given(runs.columns) for law in given if law != AUTO]
     for law in chosen:
         found.setdefault(law.spec, law)
     if AUTO in given:

@@ -74,7 +74,10 @@ class Constraints:
         self._check_names(law)
         fix = dict(self.fix)
         for name, source in self.borrow.items():
-            fix[name] = law.published_fit(source).values[name]
+            values = law.published_fit(source).values
+            if name not in values:
+                raise ValueError(f"{law.slug}: {source} gives no {name}, only {', '.join(values)}")
+            fix[name] = values[name]
         scale = {parameter.name: parameter.scale for parameter in law.parameters}
         for name, value in fix.items():
             if not math.isfinite(value) or (scale[name] == "log" and value <= 0):

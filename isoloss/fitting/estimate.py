@@ -95,6 +95,7 @@ def fit(
     if not isinstance(law, Law):
         raise TypeError(f"fit needs a law or its name, got {law!r}. A class must be called: Hoffmann()")
     runs = runs if isinstance(runs, Runs) else read(runs)
+    law = law.given(runs.columns)
     if objective is not None and not isinstance(objective, Objective):
         raise TypeError(f"fit needs an objective such as isoloss.Huber(delta=1e-3), got {objective!r}")
     if not all(isinstance(number, int | np.integer) for number in (draws, starts, seed)):

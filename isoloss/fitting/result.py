@@ -182,6 +182,13 @@ class Fit:
             )
         x = {name: np.atleast_1d(value) for name, value in self.law.inputs(axes).items()}
         level = self.law.evaluate(self.draws, **x)
+        undefined = np.isnan(level).any(axis=tuple(range(1, level.ndim)))
+        if undefined.any():
+            raise NoAnswer(
+                f"{self.law.spec} is not defined at {_where(x, np.asarray(np.isnan(level).any(axis=0)))} in "
+                f"{int(undefined.sum())} of {len(level)} draws",
+                "a point nearer to the rows: a factor is at or below 0 there",
+            )
         if of == "run":
             rng = np.random.default_rng([self.seed, 1])
             repeats = max(1, 8000 // len(self.draws))
@@ -213,6 +220,7 @@ class Fit:
         factors = [
             np.maximum(1.0, np.maximum(x[axis] / np.max(values), np.min(values) / x[axis]))
             for axis, values in self.x.items()
+            if axis in x  # a column of a composed law that is absent is at its reference
         ]
         return np.asarray(np.max(factors, axis=0))
 
@@ -343,6 +351,11 @@ def load(path: str | Path, *, group: str | None = None) -> Fit:
     elif group is not None:
         raise ValueError(f"{path} holds one fit, so there is no group {group!r}. Leave --group out")
     return Fit.from_json(document)
+
+
+def _where(x: Mapping[str, Array], bad: Array) -> str:
+    """The first of the points that ``bad`` marks, in words."""
+    return ", ".join(f"{axis} {np.broadcast_to(v, bad.shape)[bad][0]:g}" for axis, v in x.items())
 
 
 def _read_fit(document: Mapping[str, Any]) -> Fit:

@@ -69,7 +69,8 @@ def get(name: str) -> Law:
 
     Args:
         name: a slug (``"hoffmann"``); for laws of one axis the axis may follow (``"power(flops)"``);
-            or a user's own, ``"path/to/my_laws.py:MyLaw"`` or ``"my_package.laws:MyLaw"``.
+            a user's own, ``"path/to/my_laws.py:MyLaw"`` or ``"my_package.laws:MyLaw"``; or a composed
+            law, ``"hoffmann * precision + ptq"`` (:mod:`isoloss.laws.parts.composed`).
 
     Raises:
         ValueError: no such law, file or class; the message lists what there is.
@@ -79,6 +80,11 @@ def get(name: str) -> Law:
         ('flops',)
     """
     name = name.strip()
+    if re.search(r"[*+]|->", name):
+        from isoloss.laws.parts.composed import composed, words
+
+        if len(words(name)) > 1:
+            return composed(name)
     match = re.fullmatch(r"(.+?)(?:\((\w+)\))?", name)
     base, axis = (match[1], match[2]) if match else (name, None)
     slug = base.lower().replace("_", "-")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -23,6 +23,10 @@ UNITS: Mapping[str, str] = {
     "flops": "FLOP",
     "loss": "nats/token",
     "error": "fraction wrong",
+    "bits_weights": "bit",
+    "bits_activations": "bit",
+    "bits_kv": "bit",
+    "bits_post": "bit",
 }
 """Units of the inputs and targets that the shipped laws name."""
 
@@ -133,6 +137,10 @@ class Law(ABC):
         For a place on an axis (a break, a scale) the declared range would depend on the unit.
         """
         return {}
+
+    def given(self, columns: Collection[str]) -> Law:
+        """The law on a table with these columns: itself, or less where columns may be absent (a composed law)."""
+        return self
 
     def floor(self, theta: Array) -> Array | None:
         """What the target tends to as the axes grow without end, (...,) for theta (..., P).
