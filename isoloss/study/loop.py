@@ -299,7 +299,15 @@ class _Loop:
                 f"{law.spec} has {len(law.parameters)} parameters and {len(table)} runs", f"{least} runs"
             )
         return _whole(
-            fit_law(law, table, objective=StudentT(), draws=o.draws, coverage=o.coverage, sensitivity=False)
+            fit_law(
+                law,
+                table,
+                objective=StudentT(),
+                uncertainty="bootstrap",
+                draws=o.draws,
+                coverage=o.coverage,
+                sensitivity=False,
+            )
         )
 
     def _seen(
