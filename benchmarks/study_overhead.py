@@ -45,7 +45,7 @@ def train(config: dict[str, Any]) -> Iterator[tuple[int, dict[str, float]]]:
 def overhead(runs: int, seconds: float, workers: int, root: Path) -> tuple[float, float]:
     """(wall seconds of a rung that are not its runs', share of them), with warm workers.
 
-    A first rung warms the workers; the second is timed from its beginning to the store's last answer. With
+    A first rung warms the workers; the second is timed from its beginning until its last run is in the store. With
     several workers each has its own share of the runs, and the wall is compared with the longest share.
     """
     study = Study(
@@ -53,14 +53,16 @@ def overhead(runs: int, seconds: float, workers: int, root: Path) -> tuple[float
         rungs=[{"seconds": 0.2, "tokens": list(range(1, workers + 1))}, {"seconds": seconds, "tokens": list(range(101, 101 + runs))}],
         objective={"laws": ["power(tokens)"]},
     )  # fmt: skip
-    began = [0.0]
+    began, ended = [0.0], [0.0]
 
     def tell(step: steps.Step) -> None:
         if isinstance(step, steps.Began):
             began[0] = time.perf_counter()
+        elif isinstance(step, steps.Ended):
+            ended[0] = time.perf_counter()
 
     told = study.run(tell)
-    wall = time.perf_counter() - began[0]
+    wall = ended[0] - began[0]
     store = Store(study.store_path, read_only=True)
     own = [e["measured"]["own"] for e in store.run_entries(study.name) if e["axes"]["seconds"] == seconds]
     assert told.complete
