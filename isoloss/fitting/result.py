@@ -183,7 +183,8 @@ class Fit:
         x = {name: np.atleast_1d(value) for name, value in self.law.inputs(axes).items()}
         level = self.law.evaluate(self.draws, **x)
         undefined = np.isnan(level).any(axis=tuple(range(1, level.ndim)))
-        if undefined.any():
+        # only a factor of a composed law has no value; what else is NaN is shown as it is
+        if undefined.any() and self.law.given(()) is not self.law:
             raise NoAnswer(
                 f"{self.law.spec} is not defined at {_where(x, np.asarray(np.isnan(level).any(axis=0)))} in "
                 f"{int(undefined.sum())} of {len(level)} draws",
