@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from isoloss.cli import NO_ANSWER
 from isoloss.cli.options import Json
 from isoloss.cli.show import (
     Table,
@@ -21,10 +22,9 @@ from isoloss.cli.show import (
 )
 
 if TYPE_CHECKING:
+    from isoloss.study.ledger import Ledger
     from isoloss.study.steps import Told
     from isoloss.study.study import Study
-
-NO_ANSWER = 3  # a limit, or nothing to go on with: what was asked is not complete
 
 study = typer.Typer(
     no_args_is_help=True,
@@ -120,7 +120,7 @@ def status(path: File, json: Json = None) -> int:
             said = ". Log: ".join(part for part in (bad.why, bad.log) if part)
             say(f"{bad.status}: {bad.key}{': ' + said if said else ''}")
         if seen.ledger is not None:
-            _print_predictions(seen.ledger, "terminal")
+            _print_predictions(seen.ledger)
         say(seen.sentence(path))
     if json is not None:
         write_json(json, seen.to_json())
@@ -164,13 +164,13 @@ def _go(
             _save(told, fit)
     if json is not None:
         write_json(json, told.to_json())
-    return 0 if told.complete else NO_ANSWER
+    return 0 if told.complete else NO_ANSWER  # a limit, or nothing to go on with
 
 
 def _print_told(found: Study, told: Told, path: str) -> None:
     counts = {s: list(told.statuses.values()).count(s) for s in dict.fromkeys(told.statuses.values())}
     say(f"{found.name}: {', '.join(f'{n} {status}' for status, n in counts.items())}")
-    _print_predictions(told.ledger, "terminal", told.targets)
+    _print_predictions(told.ledger, told.targets)
     if counts.get("failed"):
         say(
             f"why runs failed is said by `isoloss study status {path}`; logs are in {found.folder_path}. To try "
@@ -181,12 +181,10 @@ def _print_told(found: Study, told: Told, path: str) -> None:
     say(f"kept in {found.store_path}: `isoloss ledger {found.store_path}` scores every prediction in it")
 
 
-def _print_predictions(ledger: object, style: str, targets: tuple[str, ...] = ()) -> None:
+def _print_predictions(ledger: Ledger, targets: tuple[str, ...] = ()) -> None:
     """What was predicted of the target (else of all runs), and what came."""
     from isoloss.study.early import LAW
-    from isoloss.study.ledger import Ledger
 
-    assert isinstance(ledger, Ledger)
     pairs = [(p, f) for p, f in zip(ledger.predictions, ledger.fates, strict=True) if p["law"] != LAW]
     scored = [(p, f) for p, f in pairs if f.status == "scored" and f.value is not None]
     shown = [(p, f) for p, f in pairs if p["key"] in targets] or scored[-SHOWN:]

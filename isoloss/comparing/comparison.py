@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cache
 from typing import Any
 
 import numpy as np
 
 from isoloss.comparing.aggregate import Conformal
 from isoloss.comparing.backtest import Backtest
+from isoloss.fitting.profile import student_quantile
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -69,26 +69,14 @@ def margin(first: Backtest, second: Backtest) -> Margin:
     count, mean = len(logs), float(np.mean(logs))
     half = math.inf
     if count > 1:
-        half = t_quantile((1 + CONFIDENCE) / 2, count - 1) * float(np.std(logs, ddof=1)) / math.sqrt(count)
+        half = (
+            student_quantile((1 + CONFIDENCE) / 2, count - 1) * float(np.std(logs, ddof=1)) / math.sqrt(count)
+        )
     verdict = "better" if mean + half < 0 else "worse" if mean - half > 0 else "not resolved"
     low, high = (
         (math.exp(mean - half), math.exp(min(mean + half, 700.0))) if half < math.inf else (0.0, math.inf)
     )
     return Margin(first.law, second.law, float(np.mean(a - b)), math.exp(mean), low, high, count, verdict)
-
-
-@cache
-def t_quantile(p: float, df: int) -> float:
-    """Quantile of Student's t at ``p`` above 1/2, from its distribution function over the angle atan(t/sqrt(df)).
-
-    Example:
-        >>> round(t_quantile(0.95, 3), 3)
-        2.353
-    """
-    angle = np.linspace(0.0, math.pi / 2, 200_001)
-    density = np.cos(angle) ** (df - 1)
-    area = np.concatenate([[0.0], np.cumsum(0.5 * (density[1:] + density[:-1]))])
-    return math.sqrt(df) * math.tan(float(np.interp(2 * p - 1, area / area[-1], angle)))
 
 
 @dataclass(frozen=True)

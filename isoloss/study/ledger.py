@@ -148,6 +148,13 @@ class Ledger:
         found = fates(predictions, source.outcomes(), runs)
         return cls(predictions, found, coverage, source.clock_jumps())
 
+    def of(self, study: str) -> Ledger:
+        """The predictions of one study alone."""
+        mine = [i for i, p in enumerate(self.predictions) if p["study"] == study]
+        return replace(
+            self, predictions=[self.predictions[i] for i in mine], fates=[self.fates[i] for i in mine]
+        )
+
     def __post_init__(self) -> None:
         if len(self.predictions) != len(self.fates):
             raise ValueError(

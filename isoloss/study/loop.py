@@ -537,11 +537,7 @@ class _Loop:
     # What it has come to
 
     def _told(self, why: str) -> Told:
-        ledger = Ledger.read(self.store, coverage=self.study.objective.coverage)
-        mine = [i for i, p in enumerate(ledger.predictions) if p["study"] == self.study.name]
-        ledger = replace(
-            ledger, predictions=[ledger.predictions[i] for i in mine], fates=[ledger.fates[i] for i in mine]
-        )
+        ledger = Ledger.read(self.store, coverage=self.study.objective.coverage).of(self.study.name)
         chosen = [run for rung in self.plan for run in rung.runs]
         statuses = {
             run.key: self.entries[run.key]["status"] if run.key in self.entries else "missing"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +105,7 @@ def read_status(study: Study) -> Status:
         store = Store(path, read_only=True)
         for entry in store.run_entries(study.name):
             ended[entry["key"]] = entry
-        seen = Ledger.read(store, coverage=study.objective.coverage)
-        mine = [i for i, p in enumerate(seen.predictions) if p["study"] == study.name]
-        ledger = replace(
-            seen, predictions=[seen.predictions[i] for i in mine], fates=[seen.fates[i] for i in mine]
-        )
+        ledger = Ledger.read(store, coverage=study.objective.coverage).of(study.name)
     rungs, under_way, bad = [], [], []
     plan = study.plan()
     for rung in plan:
