@@ -45,6 +45,24 @@ class Hoffmann(PowerSum):
             {"E": 1.6934, "A": 406.4, "B": 410.7, "alpha": 0.3392, "beta": 0.2849},
             "arXiv:2203.15556, section 3.3, unrounded exponents; rejected by besiroglu-2024",
         ),
+        "muennighoff-2023": Published(
+            {
+                "E": 1.8691436784,
+                "A": 520.8249516599,
+                "B": 1487.7160937829,
+                "alpha": 0.3526596,
+                "beta": 0.3526596,
+            },
+            "arXiv:2305.16264 and its code: C4, the base of repeated data; tied exponents",
+        ),
+        "kumar-2024": Published(
+            {"E": 2.7648, "A": 4299.0, "B": 18060.0, "alpha": 0.4965, "beta": 0.4965},
+            "arXiv:2411.04330, fitted constants: the base of precision; N without embeddings, tied exponents",
+        ),
+        "sun-2025": Published(
+            {"E": 1.9061, "A": 69.2343, "B": 68973.0621, "alpha": 0.2368, "beta": 0.5162},
+            "arXiv:2501.02423, fitted constants: the base of floating-point training",
+        ),
         "besiroglu-2024": Published(
             {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658},
             "arXiv:2404.10102: refit of 240 points read off Hoffmann's figure 4",

@@ -7,26 +7,54 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from isoloss.laws.dual import Dual
+
+if TYPE_CHECKING:
+    from isoloss.laws.power_sum import Term
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 UNITS: Mapping[str, str] = {
     "params": "count",
     "params_nonembedding": "count",
+    "params_active": "count",
+    "params_trainable": "count",
+    "experts": "count",
+    "expert_density": "active/all experts",
+    "streams": "count",
+    "vocab_params": "count",
+    "share_code": "share",
+    "share_web": "share",
+    "samples": "count",
+    "pool": "count",
+    "samples_clean": "count",
+    "samples_noisy": "count",
     "tokens": "count",
     "tokens_unique": "count",
     "flops": "FLOP",
+    "batch_tokens": "count",
+    "batch_sequences": "count",
+    "step": "count",
+    "steps": "count",
+    "steps_min": "count",
+    "critical_batch": "tokens",
+    "lr": "as the optimiser's",
+    "max_attention_logit": "number",
     "loss": "nats/token",
+    "loss_unigram_normalized": "nats/token",
     "error": "fraction wrong",
+    "pass_rate": "fraction passed",
     "bits_weights": "bit",
     "bits_activations": "bit",
     "bits_kv": "bit",
     "bits_post": "bit",
+    "exponent_bits": "bit",
+    "mantissa_bits": "bit",
+    "scale_block": "count",
 }
 """Units of the inputs and targets that the shipped laws name."""
 
@@ -100,6 +128,8 @@ class Law(ABC):
         published: named thetas of the literature.
         alias_of: slug of the law this one re-parametrises, if any: the two are one hypothesis.
         defaults: ``{axis: axis it equals when its column is absent}``.
+        may_be_zero: axes that may be 0 (a share of a mixture, samples of a kind that a run had none of).
+        signed: whether the target may be zero or negative: then it is fitted on plain residuals only.
 
     Example:
         >>> class Shifted(Law):
@@ -121,6 +151,8 @@ class Law(ABC):
     published: ClassVar[Mapping[str, Published]] = {}
     alias_of: ClassVar[str | None] = None
     defaults: ClassVar[Mapping[str, str]] = {}
+    may_be_zero: ClassVar[tuple[str, ...]] = ()
+    signed: ClassVar[bool] = False
 
     @abstractmethod
     def value(self, theta: Sequence[Any], x: Mapping[str, Any]) -> Any:
@@ -137,6 +169,21 @@ class Law(ABC):
         For a place on an axis (a break, a scale) the declared range would depend on the unit.
         """
         return {}
+
+    def accepts(self, x: Mapping[str, Array]) -> tuple[Array, str] | None:
+        """Which points, beyond the sign of each axis, the law can mean, and what it needs of them in words.
+
+        None: all of them. A law of shares wants them to sum to 1, say.
+        """
+        return None
+
+    def power_terms(self, log: Mapping[str, Any]) -> Sequence[Term]:
+        """Terms ``c exp(sum_j e_j v_j)`` inside the law, at the natural logs of the axes.
+
+        A fit moves the size of each in the middle of the rows, which is nearly independent of its exponents, in
+        place of its coefficient.
+        """
+        return ()
 
     def given(self, columns: Collection[str]) -> Law:
         """The law on a table with these columns: itself, or less where columns may be absent (a composed law)."""
@@ -163,7 +210,7 @@ class Law(ABC):
     def spec(self) -> str:
         """What :func:`isoloss.laws.get` turns back into this law."""
         own: str = getattr(self, "_spec", self.slug)
-        axis = getattr(self, "axis", None)
+        axis = getattr(self, "axis", None) or ", ".join(getattr(self, "reads", ()))
         return f"{own}({axis})" if axis else own
 
     @property
@@ -198,7 +245,7 @@ class Law(ABC):
         return self.published[name]
 
     def inputs(self, x: Mapping[str, Any]) -> dict[str, Array]:
-        """The law's axes from ``x`` as float arrays of one shape, defaults filled, all checked positive."""
+        """The law's axes from ``x`` as float arrays of one shape, defaults filled, all checked."""
         unknown = [name for name in x if name not in self.axes]
         if unknown:
             raise ValueError(f"{self.slug} reads {list(self.axes)}, got also {unknown}. Leave them out")
@@ -213,10 +260,12 @@ class Law(ABC):
                 raise ValueError(
                     f"{self.slug} needs numbers for {axis}, got {x[source]!r}. Write 7e9 for 7B"
                 ) from None
-            bad = ~(np.isfinite(array) & (array > 0))
+            zero = axis in self.may_be_zero
+            bad = ~(np.isfinite(array) & ((array >= 0) if zero else (array > 0)))
             if bad.any():
                 raise ValueError(
-                    f"{self.slug} needs {axis} finite and above 0, got {array[bad].ravel()[0]:g}"
+                    f"{self.slug} needs {axis} finite and {'at or ' if zero else ''}above 0, "
+                    f"got {array[bad].ravel()[0]:g}"
                 )
             out[axis] = array
         try:
@@ -228,7 +277,12 @@ class Law(ABC):
             ) from None
         if 0 in shape:
             raise ValueError(f"{self.slug} needs at least one point, got none")
-        return {axis: np.broadcast_to(array, shape) for axis, array in out.items()}
+        whole = {axis: np.broadcast_to(array, shape) for axis, array in out.items()}
+        verdict = self.accepts(whole)
+        if verdict is not None and not verdict[0].all():
+            at = ", ".join(f"{axis} {array[~verdict[0]].ravel()[0]:g}" for axis, array in whole.items())
+            raise ValueError(f"{self.slug} needs {verdict[1]}, got {at}")
+        return whole
 
     def _checked(self, theta: Any) -> Array:
         array: Array = np.asarray(theta, dtype=float)

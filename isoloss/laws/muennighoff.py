@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from isoloss.laws.law import Law, Published, positive, real
+from isoloss.laws.power_sum import Term, term
 
 
 class Muennighoff(Law):
@@ -22,7 +23,7 @@ class Muennighoff(Law):
     R_N = N/U_N - 1.
 
     Inputs:
-        params: N [count]. tokens: D, tokens seen [count]. tokens_unique: U_D [count], D if not given.
+        params: N [count]. tokens: D, tokens seen [count]. tokens_unique: U_D [count], D if not given or above it.
     Returns:
         Loss [nats/token].
     Valid for:
@@ -64,10 +65,19 @@ class Muennighoff(Law):
         ),
     }
 
+    def power_terms(self, log: Mapping[str, Any]) -> Sequence[Term]:
+        """See :meth:`isoloss.laws.law.Law.power_terms`: as if nothing were repeated."""
+        return [
+            term("E"),
+            term("A", {"alpha": -log["params"]}),
+            term("B", {"beta": -log["tokens"]}),
+        ]
+
     def value(self, theta: Sequence[Any], x: Mapping[str, Any]) -> Any:
         """See :meth:`isoloss.laws.law.Law.value`."""
         floor, a, b, alpha, beta, r_n, r_d = theta
-        n, d, unique = x["params"], x["tokens"], x["tokens_unique"]
+        n, d = x["params"], x["tokens"]
+        unique = np.minimum(x["tokens_unique"], d)  # no more than were seen: the rest changed nothing
         repeats = np.maximum(d / unique - 1.0, 0.0)
         data = unique * (1.0 + r_d * (1.0 - np.exp(-repeats / r_d)))
         # alpha A N^-alpha = beta B U^-beta: the size that one pass over the unique tokens would want.

@@ -40,6 +40,10 @@ class PowerSum(Law):
     def terms(self, log: Mapping[str, Any]) -> Sequence[Term]:
         """The terms at the given natural logs of the axes."""
 
+    def power_terms(self, log: Mapping[str, Any]) -> Sequence[Term]:
+        """See :meth:`Law.power_terms`: all of them."""
+        return self.terms(log)
+
     def value(self, theta: Sequence[Any], x: Mapping[str, Any]) -> Any:
         """The sum of the terms; see :meth:`Law.value`."""
         by_name = dict(zip(self.names, theta, strict=True))

@@ -113,7 +113,8 @@ def test_laws_of_one_axis_take_any_axis():
         ("hoffmann(params)", "fixed axes"),
         ("power(params", "no law named"),
         ("", "no law named"),
-        ("power(a,b)", "no law named"),
+        ("power(a,b)", "one axis"),
+        ("mixing(share_a,)", "no law named"),
     ],
 )
 def test_wrong_names_say_what_there_is(name, says):
@@ -143,9 +144,13 @@ def test_published_thetas_are_finite_and_improve_along_every_axis(slug):
     for name in law.published:
         value, slopes = law.elasticities(law.theta(name), x)
         assert np.isfinite(value).all(), name
-        assert (value > 0).all(), name
+        assert law.signed or (value > 0).all(), name
         for axis, slope in slopes.items():
             assert np.isfinite(slope).all(), (name, axis)
+            if law.target not in ("loss", "error"):
+                continue  # a rule for the batch or the rate has no better and worse
+            if axis == "expert_density":
+                continue  # its published lambda is below 0: of large models the sparser may be better
             # More parameters, more tokens, more unique tokens: never worse. Lower loss: lower error.
             assert (slope >= 0).all() if axis == "loss" else (slope <= 0).all(), (name, axis)
 
@@ -158,6 +163,8 @@ def test_broadcasts_like_a_loop(slug):
     x = {axis: v.reshape(4, 5) if i == 0 else v[:5] for i, (axis, v) in enumerate(flat.items())}
     if slug == "muennighoff":
         x["tokens_unique"] = x["tokens"] / 3
+    if slug == "mixing":
+        x["share_web"] = 1 - x["share_code"]
     got = law.evaluate(thetas, **x)
     assert got.shape == (3, 2, *np.broadcast_shapes(*(v.shape for v in x.values())))
     full = np.broadcast_arrays(*x.values())
@@ -174,13 +181,13 @@ def test_broadcasts_like_a_loop(slug):
 def test_wrong_inputs_are_refused(slug):
     law = laws.get(slug)
     theta = law.theta(PLANTED[slug])
-    x = {axis: 1e9 for axis in law.axes}
+    x = {axis: float(values[0]) for axis, values in points(law.axes, 1, seed=17).items()}
     with pytest.raises(ValueError, match="needs"):
         law.evaluate(theta)
     with pytest.raises(ValueError, match="nonsense"):
         law.evaluate(theta, **x, nonsense=1)
-    for bad in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="finite and above 0"):
+    for bad in (-1.0, float("nan"), float("inf"), *([] if law.axes[0] in law.may_be_zero else [0.0])):
+        with pytest.raises(ValueError, match=r"finite and (at or )?above 0"):
             law.evaluate(theta, **{**x, law.axes[0]: bad})
     with pytest.raises(ValueError, match="Missing"):
         law.theta({})
@@ -196,8 +203,9 @@ def test_a_theta_of_the_wrong_length_is_refused(slug, by):
     law = laws.get(slug)
     theta = law.theta(PLANTED[slug])
     wrong = theta[:-1] if by < 0 else np.append(theta, 1.0)
+    x = {axis: float(values[0]) for axis, values in points(law.axes, 1, seed=18).items()}
     with pytest.raises(ValueError, match="theta"):
-        law.evaluate(wrong, **{axis: 1e9 for axis in law.axes})
+        law.evaluate(wrong, **x)
 
 
 # --- derivatives ------------------------------------------------------------------------------------

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import isoloss
 from isoloss import Constraints, laws
-from isoloss.laws import parts, positive, real
+from isoloss.laws import positive, real
 from isoloss.laws.hoffmann import Hoffmann
 from isoloss.laws.parts.composed import BLOCK, Composed, compose
-from isoloss.laws.parts.part import Factor, LossTerm, Part
+from isoloss.laws.parts.part import Factor, Part
 from isoloss.laws.parts.precision import Precision
 from isoloss.laws.parts.ptq import Ptq
 
@@ -31,9 +29,6 @@ POST = {"C_T": 0.0598, "gamma_D": 0.5068, "gamma_N": 0.3439, "gamma_post": 0.590
 TRAINED = {"C_w": 0.4, "C_a": 0.6, "C_kv": 0.8}
 WHOLE = "hoffmann * precision + ptq"
 VALUES = {**BASE, **BITS, **POST, **TRAINED}
-REGISTERED = [getattr(parts, name) for name in parts.__all__]
-
-each_part = pytest.mark.parametrize("kind", REGISTERED, ids=lambda kind: kind().slug)
 
 
 class Streams(Factor):
@@ -92,49 +87,6 @@ def planted(spec, noise=0.0, unit=1.0):
     return {**x, "params": x["params"] * unit, "loss": loss * np.exp(noise * rng.normal(size=len(loss)))}
 
 
-# --- the registry of parts --------------------------------------------------------------------------
-
-
-def test_every_file_of_a_part_is_registered():
-    files = {path.stem for path in Path(parts.__file__).parent.glob("*.py")}
-    assert files - {"__init__", "part", "composed"} == {
-        slug.replace("-", "_") for slug in (*parts.FACTORS, *parts.TERMS)
-    }
-    assert sorted(parts.__all__) == sorted([*parts.FACTORS.values(), *parts.TERMS.values()])
-    assert not {*parts.FACTORS, *parts.TERMS} & set(laws.LAWS)
-    for registry, kind in ((parts.FACTORS, Factor), (parts.TERMS, LossTerm)):
-        assert all(issubclass(getattr(parts, name), kind) for name in registry.values())
-
-
-@each_part
-def test_a_part_is_documented(kind):
-    part, text = kind(), inspect.getdoc(kind)
-    for section in (".. math::", "Inputs:", "Returns:", "Valid for:", "Source:", "Example:", ">>>"):
-        assert section in text, section
-    assert "arXiv:" in part.paper
-    assert "arXiv:" in inspect.getmodule(kind).__doc__
-    assert part.formula
-    assert part.reference
-    assert all(name in text for name in part.columns)
-    assert all(parameter.meaning for parameter in part.parameters)
-    for found in part.published.values():
-        assert set(found.values) <= {parameter.name for parameter in part.parameters}
-
-
-@each_part
-def test_a_part_keeps_the_parameters_of_the_columns_that_are_there(kind):
-    part = kind()
-    for count in range(1, len(part.columns) + 1):
-        reads = part.columns[:count]
-        less = part.given([*reads, "params"])
-        assert less.reads == reads
-        assert {p.name for p in less.parameters} <= {p.name for p in part.parameters}
-        assert laws.get(f"hoffmann {'*' if isinstance(part, Factor) else '+'} {less.spec}").parts == (less,)
-    assert part.given(["params", "tokens"]) is None
-    with pytest.raises(ValueError, match="nonsense"):
-        kind(("nonsense",))
-
-
 # --- what a composed law is -------------------------------------------------------------------------
 
 
@@ -146,9 +98,10 @@ def test_it_is_a_law_with_all_its_pieces():
     assert law.spec == law.slug == WHOLE
     assert law.target == "loss"
     values = law.published_fit("kumar-2024").values
-    assert values == {name: VALUES[name] for name in (*BITS, "gamma_D", "gamma_N", "gamma_post")}
+    assert {name: values[name] for name in BITS} == BITS
+    assert set(values) == {*BASE, *BITS, "gamma_D", "gamma_N", "gamma_post"}
     assert law.published_fit("besiroglu-2024").values == Hoffmann.published["besiroglu-2024"].values
-    with pytest.raises(ValueError, match=r"hoffmann-2022, besiroglu-2024, kumar-2024"):
+    with pytest.raises(ValueError, match=r"Known: hoffmann-2022, .*besiroglu-2024"):
         law.published_fit("nobody-1999")
     with pytest.raises(ValueError, match="besiroglu-2024 gives no gamma_w, only E"):
         Constraints(borrow={"gamma_w": "besiroglu-2024"}).resolve(law)
@@ -219,7 +172,8 @@ def test_factors_commute():
 def test_names_are_prefixed_only_where_two_pieces_share_one():
     law = Hoffmann() * Streams() * Precision(("bits_weights",))
     assert law.names == (*BASE, "precision_gamma_w", "n_w", "k", "streams_gamma_w")
-    assert law.published_fit("kumar-2024").values == {"precision_gamma_w": 2.6745, "n_w": 0.3037}
+    values = law.published_fit("kumar-2024").values
+    assert {name: values[name] for name in law.names[5:7]} == {"precision_gamma_w": 2.6745, "n_w": 0.3037}
     assert laws.get("hoffmann * precision -> loss-to-error").names[-3:] == ("epsilon", "k", "gamma")
 
 
@@ -282,7 +236,7 @@ def test_a_base_from_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("hoffmann * precisio", "There are: precision"),
+        ("hoffmann * precisio", "There are: .*precision"),
         ("hoffmann * ptq", r"goes after \+"),
         ("hoffmann + precision", r"goes after \*"),
         ("hoffman * precision", "no law named"),

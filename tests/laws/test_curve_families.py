@@ -137,7 +137,7 @@ def test_m3_without_saturation_is_m1_and_nezhurina_without_a_flat_start_is_m2():
     )
 
 
-WITH_FLOOR = ("broken1", "broken2", "henighan", "hestness", "m3", "m4", "nezhurina")
+WITH_FLOOR = ("broken1", "broken2", "henighan", "hestness", "m3", "m4", "nezhurina", "vocabulary")
 
 
 def test_which_laws_name_their_floor():
@@ -150,7 +150,7 @@ def test_which_laws_name_their_floor():
 def test_the_floor_is_where_the_curve_ends(slug):
     law, rng = get(slug), np.random.default_rng(3)
     theta = np.array([law.theta(jitter(PLANTED[slug], rng)) for _ in range(5)])
-    far = law.evaluate(theta, **{law.axes[0]: 1e200})
+    far = law.evaluate(theta, **dict.fromkeys(law.axes, 1e200))
     np.testing.assert_allclose(law.floor(theta), far, rtol=1e-9)
     assert law.floor(theta[0]) == pytest.approx(law.floor(theta)[0])
 

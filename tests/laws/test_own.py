@@ -210,3 +210,99 @@ def test_parameters_that_make_no_sense():
     for low, high in ((float("nan"), 1.0), (0.0, float("inf"))):
         with pytest.raises(ValueError, match="alpha"):
             real("alpha", low, high)
+
+
+# --- parts of one's own -----------------------------------------------------------------------------
+
+STREAMS = """
+import numpy as np
+from isoloss.laws import positive
+from isoloss.laws.parts import Factor, LossTerm
+
+
+class Streams(Factor):
+    columns = ("streams", "shards")
+    scales = "params"
+    formula = "1 + k log P"
+    reference = "one stream"
+
+    @property
+    def parameters(self):
+        return tuple(positive(f"k_{name}", 0.01, 10, "gain") for name in self.reads)
+
+    def value(self, theta, x):
+        return 1 + sum(theta[f"k_{name}"] * np.log(x[name]) for name in self.reads)
+
+
+class Toll(LossTerm):
+    columns = ("hops",)
+    formula = "t hops"
+    reference = "no hops"
+
+    @property
+    def parameters(self):
+        return (positive("t", 1e-6, 10, "cost of a hop"),)
+
+    def value(self, theta, x):
+        return theta["t"] * x["hops"]
+"""
+
+
+def streams_table(law, noise=0.001):
+    grid = np.meshgrid([3e7, 1e8, 4e8], [1e9, 6e9, 3e10], [1.0, 2, 8])
+    x = dict(zip(("params", "tokens", "streams"), (v.ravel() for v in grid), strict=True))
+    loss = law.evaluate([2, 400, 2000, 0.35, 0.37, 0.4], **x)
+    return {**x, "loss": loss * np.exp(noise * np.random.default_rng(0).normal(size=27))}
+
+
+def test_a_factor_from_a_file_is_fitted_saved_and_loaded(file, tmp_path):
+    place = file(STREAMS, "my parts.py")
+    law = laws.get(f"hoffmann * {place}:Streams(streams)")
+    assert law.spec == f"hoffmann * {place}:Streams(streams)"
+    assert law.names[-1] == "k_streams"
+    whole = laws.get(f"hoffmann * {place}:Streams + {place}:Toll")
+    assert whole.axes == ("params", "tokens", "streams", "shards", "hops")
+    assert whole.given(["params", "tokens", "streams"]).spec == law.spec
+    found = isoloss.fit(law, streams_table(law), draws=50, uncertainty="laplace", sensitivity=False)
+    assert found.values["k_streams"] == pytest.approx(0.4, rel=0.3)
+    found.save(tmp_path / "fit.json")
+    again = isoloss.load(tmp_path / "fit.json")
+    at = {"params": 1e9, "tokens": 1e11, "streams": [1, 8]}
+    assert again.law.spec == law.spec
+    assert np.array_equal(again.predict(**at).draws, found.predict(**at).draws)
+    less = isoloss.fit(whole, streams_table(law), draws=0, sensitivity=False)
+    assert less.law.spec == law.spec
+    assert less.values == pytest.approx(found.values, rel=1e-9)
+
+
+def test_a_part_without_an_address_says_so_when_saved(file, tmp_path):
+    kind = type(laws.get(f"hoffmann * {file(STREAMS)}:Streams").factors[0])
+
+    class Precision(kind):  # named as a shipped part: the file would name another law
+        pass
+
+    law = laws.get("hoffmann") * Precision(("streams",))
+    found = isoloss.fit(law, streams_table(law), draws=20, uncertainty="laplace", sensitivity=False)
+    with pytest.raises(ValueError, match=r"put the class Precision into a file"):
+        found.save(tmp_path / "fit.json")
+    assert not (tmp_path / "fit.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "spec", "says"),
+    [
+        ((), "hoffmann + {}:Streams", r"no term 'Streams'.*found \['Toll'\]"),
+        ((), "hoffmann * {}:Nothing", r"no factor 'Nothing'.*found \['Streams'\]"),
+        ((), "hoffmann * {}:Streams(bits)", "reads some of streams, shards"),
+        (('scales = "params"', 'scales = "loss"'), "hoffmann * {}:Streams", "'params' or 'tokens'"),
+        (('    scales = "params"\n', ""), "hoffmann * {}:Streams", "lacks scales"),
+        (('    formula = "1 + k log P"\n', ""), "hoffmann * {}:Streams", "lacks formula"),
+        (('("hops",)', '("hops")'), "hoffmann + {}:Toll", "needs its comma"),
+        (("np.log(x[name])", "np.sin(x[name])"), "hoffmann * {}:Streams", "np.sin"),
+        (('theta["t"]', 'theta["s"]'), "hoffmann + {}:Toll", "holds t by name, x holds params, tokens, hops"),
+    ],
+)
+def test_wrong_parts_say_what_to_do(file, change, spec, says):
+    source = STREAMS.replace(*change) if change else STREAMS
+    with pytest.raises(ValueError, match=says):
+        laws.get(spec.format(file(source)))

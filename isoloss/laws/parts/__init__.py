@@ -10,18 +10,44 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from isoloss.laws.law import slug_of
+from isoloss.laws.parts.part import Factor, LossTerm, Part
 
 if TYPE_CHECKING:
+    from isoloss.laws.parts.data_constrained import DataConstrained
+    from isoloss.laws.parts.excess_params import ExcessParams
+    from isoloss.laws.parts.float_quantisation import FloatQuantisation
+    from isoloss.laws.parts.lr_batch import LrBatch
+    from isoloss.laws.parts.parscale import Parscale
+    from isoloss.laws.parts.parscale_theory import ParscaleTheory
     from isoloss.laws.parts.precision import Precision
     from isoloss.laws.parts.ptq import Ptq
+    from isoloss.laws.parts.routed import Routed
+    from isoloss.laws.parts.trainable_params import TrainableParams
 
-__all__ = ["Precision", "Ptq"]
+__all__ = [
+    "DataConstrained",
+    "ExcessParams",
+    "FloatQuantisation",
+    "LrBatch",
+    "Parscale",
+    "ParscaleTheory",
+    "Precision",
+    "Ptq",
+    "Routed",
+    "TrainableParams",
+]
 
-FACTORS: dict[str, str] = {slug_of(name): name for name in ("Precision",)}
+_TERMS = ("FloatQuantisation", "LrBatch", "Ptq")
+
+FACTORS: dict[str, str] = {slug_of(name): name for name in __all__ if name not in _TERMS}
 """Slug -> class name, of the parts that multiply an axis."""
 
-TERMS: dict[str, str] = {slug_of(name): name for name in ("Ptq",)}
+TERMS: dict[str, str] = {slug_of(name): name for name in _TERMS}
 """Slug -> class name, of the parts that add to the target."""
+
+
+# What a part is; not parts, so not in __all__.
+KINDS = (Factor, LossTerm, Part)
 
 
 def __getattr__(name: str) -> Any:

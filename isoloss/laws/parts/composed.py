@@ -14,12 +14,10 @@ import numpy as np
 
 from isoloss.laws.law import Array, Law, Parameter, Published
 from isoloss.laws.parts.part import Factor, LossTerm, Part
-from isoloss.laws.power_sum import PowerSum
+from isoloss.laws.power_sum import Term
 
 # The axes that count as size; a factor or term of `params` takes the one that the base reads.
-SIZES = ("params", "params_nonembedding")
-# A power term in the middle of the rows, in logs of the median target: below exp(-12) nothing measures it.
-TERM = (-12.0, 3.0)
+SIZES = ("params", "params_nonembedding", "params_active")
 # Thetas times points that are computed at once: what stays in the cache is several times faster.
 BLOCK = 2**15
 
@@ -84,6 +82,8 @@ class Composed(Law):
                 f"{', '.join(self.link.axes)}"
             )
         for part in self.parts:
+            if self.base.slug in part.within:
+                raise ValueError(f"{self.base.spec} holds {part.slug} already. Leave it out")
             lacking = [name for name in part.shared if name not in self.base.names]
             if lacking:
                 raise ValueError(f"{part.slug} reads {lacking[0]} of its base; {self.base.spec} has none")
@@ -98,6 +98,11 @@ class Composed(Law):
                 f"{part.slug} needs a base that reads {axis}; {self.base.spec} reads {', '.join(self.base.axes)}"
             )
         return found
+
+    def _raw(self, x: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a factor reads: the raw axes, the size (if the base has one) always as ``params`` too."""
+        size = next((axis for axis in SIZES if axis in self.base.axes), "params")
+        return x if size == "params" else {**x, "params": x[size]}
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -124,6 +129,25 @@ class Composed(Law):
         """The base's."""
         return self.base.defaults
 
+    @property
+    def may_be_zero(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The base's and the parts'."""
+        return (*self.base.may_be_zero, *(name for part in self.parts for name in part.may_be_zero))
+
+    @property
+    def signed(self) -> bool:  # type: ignore[override]
+        """Of the law that gives the target."""
+        return (self.link or self.base).signed
+
+    def accepts(self, x: Mapping[str, Array]) -> tuple[Array, str] | None:
+        """What the base and every part accept; in words, what the first needs that refuses a point."""
+        asked = [self.base.accepts({axis: x[axis] for axis in self.base.axes})]
+        verdicts = [v for v in (*asked, *(part.accepts(self._raw(x)) for part in self.parts)) if v is not None]
+        if not verdicts:
+            return None
+        words = next((needs for good, needs in verdicts if not good.all()), verdicts[0][1])
+        return np.logical_and.reduce([good for good, _ in verdicts]), words
+
     @cached_property
     def slots(self) -> tuple[tuple[str, Parameter], ...]:
         """Slug of the piece and its own parameter, for each entry of theta."""
@@ -139,6 +163,11 @@ class Composed(Law):
             else replace(parameter, name=f"{slug.replace('-', '_')}_{parameter.name}")
             for slug, parameter in self.slots
         )
+
+    @cached_property
+    def slot_names(self) -> Mapping[tuple[str, str], str]:
+        """(Slug of a piece, its own name of a parameter) -> the parameter's name in this law."""
+        return {(slug, own.name): name for (slug, own), name in zip(self.slots, self.names, strict=True)}
 
     @property
     def slug(self) -> str:
@@ -183,10 +212,9 @@ class Composed(Law):
         """The pieces' published fits, by name: a slot that a fit says nothing of is not in it, and reads as NaN."""
         values: dict[str, _Some] = {}
         texts: dict[str, list[str]] = {}
-        names = {(slug, own.name): name for (slug, own), name in zip(self.slots, self.names, strict=True)}
         for piece in self.pieces:
             for label, found in piece.published.items():
-                own = {names[piece.slug, key]: value for key, value in found.values.items()}
+                own = {self.slot_names[piece.slug, key]: value for key, value in found.values.items()}
                 values.setdefault(label, _Some()).update(own)
                 texts.setdefault(label, []).append(found.source)
         return {
@@ -240,22 +268,68 @@ class Composed(Law):
         return np.concatenate([self._value([e[i : i + step] for e in theta], x) for i in blocks])
 
     def _value(self, theta: Sequence[Any], x: Mapping[str, Any]) -> Any:
-        left = iter(theta)
-        own = [dict(zip([p.name for p in q.parameters], left, strict=False)) for q in self.pieces]
-        parts = [
-            {**{name: own[0][name] for name in part.shared}, **values}
-            for part, values in zip(self.parts, own[1:], strict=False)
-        ]
-        effective = dict(x)
-        for factor, values in zip(self.factors, parts, strict=False):
-            axis = self._axis(factor.scales, factor)
-            effective[axis] = effective[axis] * factor.value(values, x)
-        out = self.base.value(list(own[0].values()), {axis: effective[axis] for axis in self.base.axes})
-        for term, values in zip(self.terms, parts[len(self.factors) :], strict=True):
-            out = out + term.value(values, {**effective, "params": effective[self._axis("params", term)]})
+        out, _ = self._target(theta, x)
         if self.link is not None:
-            out = self.link.value(list(own[-1].values()), {self.base.target: out})
+            own = list(theta)[len(self.names) - len(self.link.names) :]
+            out = self.link.value(own, {self.base.target: out})
         return out
+
+    def _target(self, theta: Sequence[Any], x: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The target before the link, and what each part is there: a factor or a term, by slug."""
+        left = iter(theta)
+        base = dict(zip(self.base.names, left, strict=False))
+        own = {
+            part.slug: {
+                **{name: base[name] for name in part.shared},
+                **dict(zip([p.name for p in part.parameters], left, strict=False)),
+            }
+            for part in self.parts
+        }
+        effective, effects, raw = dict(x), {}, self._raw(x)
+        for factor in self.factors:
+            axis = self._axis(factor.scales, factor)
+            effects[factor.slug] = factor.value(own[factor.slug], raw)
+            effective[axis] = effective[axis] * effects[factor.slug]
+        out = self.base.value(list(base.values()), {axis: effective[axis] for axis in self.base.axes})
+        for term in self.terms:
+            seen = {**effective, "params": effective[self._axis("params", term)]}
+            effects[term.slug] = term.value(own[term.slug], seen)
+            out = out + effects[term.slug]
+        return out, effects
+
+    def effects(self, theta: Any, **axes: Any) -> dict[str, Array]:
+        """What each part is at each point: the factor of its axis, or what it adds to the target.
+
+        Args:
+            theta: shape (..., P).
+            axes: as in :meth:`isoloss.laws.law.Law.evaluate`; at an absent column a factor is 1, a term 0.
+
+        Returns:
+            By slug, each of shape (..., *X).
+
+        Example:
+            >>> from isoloss.laws import get
+            >>> law = get("hoffmann * precision(bits_weights)")
+            >>> found = law.effects(law.theta("kumar-2024"), params=1e8, tokens=1e10, bits_weights=[4, 16])
+            >>> found["precision"].round(3).tolist()
+            [0.696, 0.997]
+        """
+        x = self.inputs(axes)
+        shape = next(iter(x.values())).shape
+        theta = self._checked(theta)
+        law = self.given(x)
+        found: dict[str, Any] = {}
+        if isinstance(law, Composed):
+            kept = [theta[..., i, None] for i in self._kept(law)]
+            _, found = law._target(kept, {axis: array.ravel() for axis, array in x.items()})
+        none = {part.slug: float(isinstance(part, Factor)) for part in self.parts}
+        full = (*theta.shape[:-1], math.prod(shape))
+        return {
+            slug: np.broadcast_to(np.asarray(found.get(slug, value), dtype=float), full).reshape(
+                (*theta.shape[:-1], *shape)
+            )
+            for slug, value in none.items()
+        }
 
     def elasticities(self, theta: Any, x: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
         """As :meth:`isoloss.laws.law.Law.elasticities`; 0 along a column that is absent."""
@@ -276,39 +350,19 @@ class Composed(Law):
         count = len(self.base.parameters)
         return np.concatenate([self.base.canonical(theta[..., :count]), theta[..., count:]], axis=-1)
 
+    def power_terms(self, log: Mapping[str, Any]) -> Sequence[Term]:
+        """See :meth:`isoloss.laws.law.Law.power_terms`: the base's, at raw axes."""
+        return self.base.power_terms({axis: log[axis] for axis in self.base.axes})
+
     def ranges(self, x: Mapping[str, Array], y: Array) -> dict[str, tuple[float, float]]:
         """The pieces' own, of the base only where there is no link (y is not its target then)."""
         out: dict[str, tuple[float, float]] = {}
         if self.link is None:
-            own = {axis: x[axis] for axis in self.base.axes}
-            sized = _sizes(self.base, own, y) if isinstance(self.base, PowerSum) else {}
-            out = {**sized, **self.base.ranges(own, y)}
-        names = {(slug, p.name): name for (slug, p), name in zip(self.slots, self.names, strict=True)}
+            out = self.base.ranges({axis: x[axis] for axis in self.base.axes}, y)
         for part in self.parts:
-            size = x[self._axis("params", part)] if isinstance(part, LossTerm) else None
-            seen = x if size is None else {**x, "params": size}
-            out |= {names[part.slug, name]: ends for name, ends in part.ranges(seen, y).items()}
+            ranges = part.ranges(self._raw(x), y)
+            out |= {self.slot_names[part.slug, name]: ends for name, ends in ranges.items()}
         return out
-
-
-def _sizes(law: PowerSum, x: Mapping[str, Array], y: Array) -> dict[str, tuple[float, float]]:
-    """Ranges of the coefficients of power terms: in the middle of the rows a term is ``TERM`` of the target.
-
-    The declared ones depend on the unit of the axes, and most of so wide a box is far from any table.
-    """
-    box = {parameter.name: parameter for parameter in law.parameters}
-    middle = math.log(float(np.median(y)))
-    out = {}
-    for entry in law.terms({axis: np.log(values) for axis, values in x.items()}):
-        # log c = log(term) - sum_j e_j v_j, at either end of every exponent.
-        ends = [
-            sorted((-box[name].low * float(np.mean(v)), -box[name].high * float(np.mean(v))))
-            for name, v in entry.slopes.items()
-        ]
-        low = middle + TERM[0] + sum(end[0] for end in ends)
-        high = middle + TERM[1] + sum(end[1] for end in ends)
-        out[entry.coefficient] = (math.exp(max(low, -650.0)), math.exp(min(high, 650.0)))
-    return out
 
 
 def compose(law: Law, part: Part) -> Composed:
@@ -356,13 +410,20 @@ def composed(spec: str) -> Composed:
 def _part(sign: str, word: str) -> Part:
     from isoloss.laws import parts
 
-    match = re.fullmatch(r"([\w-]+)\s*(?:\(([\w\s,]+)\))?", word)
-    slug = match[1].lower().replace("_", "-") if match else word
+    match = re.fullmatch(r"(.+:\w+|[\w-]+)\s*(?:\(([\w\s,]+)\))?", word)
+    name = match[1] if match else word
+    reads = tuple(column.strip() for column in match[2].split(",")) if match and match[2] else ()
+    if match and ":" in name:
+        from isoloss.laws.own import own_part
+
+        return own_part(name, Factor if sign == "*" else LossTerm, reads)
+    slug = name.lower().replace("_", "-")
     known, other = (parts.FACTORS, parts.TERMS) if sign == "*" else (parts.TERMS, parts.FACTORS)
     if match is None or slug not in known:
         kind = "factor" if sign == "*" else "term"
         hint = f" {slug} goes after {'+' if sign == '*' else '*'}" if slug in other else ""
-        raise ValueError(f"no {kind} named {word!r}. There are: {', '.join(known)}.{hint}")
-    reads = tuple(name.strip() for name in match[2].split(",")) if match[2] else ()
+        raise ValueError(
+            f"no {kind} named {word!r}. There are: {', '.join(known)}; your own is FILE.py:ClassName.{hint}"
+        )
     part: Part = getattr(parts, known[slug])(reads)
     return part

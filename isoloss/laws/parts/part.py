@@ -24,6 +24,8 @@ class Part(ABC):
         reference: in words, where each column changes nothing.
         together: slugs of laws and parts that its paper fitted it together with; beside any other it is
             assumed separable.
+        within: slugs of laws that hold it already, as bases refused.
+        may_be_zero: columns of which 0 is a value like others.
         formula, paper: one line each, for tables.
 
     Attributes:
@@ -37,8 +39,10 @@ class Part(ABC):
     shared: ClassVar[tuple[str, ...]] = ()
     reference: ClassVar[str]
     together: ClassVar[tuple[str, ...]] = ()
+    within: ClassVar[tuple[str, ...]] = ()
+    may_be_zero: ClassVar[tuple[str, ...]] = ()
     formula: ClassVar[str]
-    paper: ClassVar[str]
+    paper: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         wrong = [name for name in self.reads if name not in self.columns]
@@ -68,19 +72,39 @@ class Part(ABC):
 
     @property
     def spec(self) -> str:
-        """The slug, with the columns in use where these are not all."""
-        return self.slug if self.reads == self.columns else f"{self.slug}({', '.join(self.reads)})"
+        """The slug, or the address of one's own, with the columns in use where these are not all."""
+        own: str = getattr(self, "_spec", self.slug)
+        return own if self.reads == self.columns else f"{own}({', '.join(self.reads)})"
 
     def given(self, columns: Collection[str]) -> Self | None:
-        """The part on these columns alone; None where that leaves it at its reference."""
+        """The part on these columns alone; None where that leaves it at its reference.
+
+        Raises:
+            ValueError: some of the columns that it needs together are there, and some are not.
+        """
         reads = tuple(name for name in self.reads if name in columns)
-        if not reads or any(name not in reads for name in self.needed):
+        lacking = [name for name in self.needed if name not in reads]
+        if lacking and len(lacking) < len(self.needed):
+            there = [name for name in self.needed if name in reads]
+            raise ValueError(
+                f"{self.slug} needs {', '.join(self.needed)} together, got {', '.join(there)}. Add {lacking[0]}"
+            )
+        if not reads or lacking:
             return None
-        return self if reads == self.reads else replace(self, reads=reads)
+        if reads == self.reads:
+            return self
+        less = replace(self, reads=reads)
+        if hasattr(self, "_spec"):  # the address of a part from a file
+            object.__setattr__(less, "_spec", self._spec)
+        return less
 
     def ranges(self, x: Mapping[str, Array], y: Array) -> dict[str, tuple[float, float]]:
         """As :meth:`isoloss.laws.law.Law.ranges`."""
         return {}
+
+    def accepts(self, x: Mapping[str, Array]) -> tuple[Array, str] | None:
+        """As :meth:`isoloss.laws.law.Law.accepts`; the size of the base as ``params``."""
+        return None
 
     @abstractmethod
     def value(self, theta: Mapping[str, Any], x: Mapping[str, Any]) -> Any:
@@ -89,7 +113,7 @@ class Part(ABC):
         Args:
             theta: the part's parameters by name, and the ``shared`` ones of the base.
             x: the columns in use; a factor finds the raw axes of the base beside them, a term those that the
-                base reads (after the factors), the size always as ``params``.
+                base reads (after the factors), both the size of the base, if it has one, as ``params``.
         """
 
 
@@ -115,7 +139,14 @@ class Factor(Part):
 
 
 class LossTerm(Part):
-    """What is added to the target; 0 at its reference."""
+    """What is added to the target; 0 at its reference.
+
+    Class attributes:
+        tokens_power: the parameter (own or shared) that is its exponent of the tokens, where it is a pure power
+            of them; see :func:`isoloss.laws.parts.critical.critical_tokens`.
+    """
+
+    tokens_power: ClassVar[str | None] = None
 
     def __radd__(self, law: Law) -> Law:
         from isoloss.laws.parts.composed import compose

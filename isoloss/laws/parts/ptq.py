@@ -43,6 +43,7 @@ class Ptq(LossTerm):
 
     columns = ("bits_post", *_TRAINED)
     needed = ("bits_post",)
+    tokens_power = "gamma_D"
     reference = "bits_post absent (not quantised after training), or bits_weights not above bits_post"
     together = ("hoffmann", "precision")
     formula = "C_T D^gamma_D / N_eff^gamma_N exp(-P_post/gamma_post) prod_x (1 - exp(-C_x (P_x - P_post)))"
