@@ -82,6 +82,8 @@ def _registered(slug: str, runs: Runs, target: str) -> tuple[Law, str]:
         return law, f"the same form as {law.alias_of}"
     if law.target != target:
         return law, f"predicts {law.target}, not {target}"
+    if law.may_be_zero:
+        return law, "reads the columns that it is given by name"
     absent = [axis for axis in law.axes if not _varies(runs, axis)]
     if absent:
         return law, f"the table has no {' and no '.join(absent)} that varies"

@@ -11,7 +11,7 @@ import numpy as np
 
 from isoloss.comparing.aggregate import Conformal
 from isoloss.comparing.backtest import Backtest
-from isoloss.fitting.profile import student_quantile
+from isoloss.special import student_quantile
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -253,7 +253,8 @@ def _checked(
             "the other axes held"
         )
     if law.floor(np.ones((1, len(law.parameters)))) is None:
-        floored = [s for s in LAWS if get(s).floor(np.ones((1, len(get(s).parameters)))) is not None]
+        laws = [one for one in map(get, LAWS) if len(one.axes) == 1]
+        floored = [one.slug for one in laws if one.floor(np.ones((1, len(one.parameters)))) is not None]
         raise ValueError(
             f"level needs a law that names its floor, got {law.spec}. Take one of {', '.join(floored)}; a law of "
             "your own gives it as floor(theta)"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from isoloss.fitting.constraints import Constraints
 from isoloss.fitting.coordinates import Coordinates
 from isoloss.fitting.data import Data
 from isoloss.fitting.diagnose import WIDE, Information, at_bounds
 from isoloss.laws.law import Law
+from isoloss.laws.parts.composed import Composed
 from isoloss.runs import Finding
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -18,7 +21,7 @@ DISAGREE = 1.1  # Gelman-Rubin ratio
 LEAST_FREEDOM = 3
 RESAMPLED = ("bootstrap", "residual", "wild")
 
-UNIDENTIFIED = ("too-few-rows", "flat-direction", "axes-not-separated", "constant-loss")
+UNIDENTIFIED = ("too-few-rows", "confounded-link", "flat-direction", "axes-not-separated", "constant-loss")
 """Codes that make a fit ``not-identified``."""
 
 
@@ -60,6 +63,70 @@ def open_directions(
             )
         )  # fmt: skip
     return out
+
+
+def confounded(law: Law, unseen: tuple[int, list[str], list[str]]) -> list[Finding]:
+    """A link whose parameters and the base's make up for each other exactly."""
+    count, names, held = unseen
+    if not count or not isinstance(law, Composed) or law.link is None:
+        return []
+    return [
+        Finding(
+            "confounded-link", "error", (), None,
+            f"{law.target} alone cannot tell {_listed(names)} apart: "
+            + (f"{count} combinations of them change" if count > 1 else "1 combination of them changes")
+            + " no prediction",
+            f"{law.link.slug} can shift and stretch the {law.base.target} that {law.base.slug} gives, so each value "
+            "alone means nothing",
+            f"fit the two stages apart and join them with isoloss.chain ({law.base.slug} on rows with "
+            f"{law.base.target}, {law.link.slug} on pairs of {law.base.target} and {law.target}), or hold "
+            f"{_listed(held)} with --fix or --borrow",
+        )
+    ]  # fmt: skip
+
+
+def about_law(law: Law, asked: Law, held: Constraints) -> list[Finding]:
+    """What of the law is assumed, taken from others, or left out of what was asked for."""
+    out = []
+    gone = [name for name in asked.axes if name not in law.axes]
+    if gone:
+        out.append(
+            Finding(
+                "part-left-out", "note", (), None,
+                f"{asked.spec} was fitted as {law.spec}: the table has no {_listed(gone)}",
+                "a column that is absent is at its reference, where its part changes nothing and has nothing to fit",
+                f"add the column{'s' * (len(gone) > 1)} to the table, or name them with --columns",
+            )
+        )  # fmt: skip
+    if isinstance(law, Composed) and law.assumed_separable:
+        pairs = "; ".join(f"{a} and {b}" for a, b in law.assumed_separable)
+        out.append(
+            Finding(
+                "assumed-separable", "note", (), None,
+                f"no paper has fitted these together, so that each acts as if alone is assumed: {pairs}",
+                "where the effect of one depends on the other, predictions with both changed are off by what no "
+                "interval holds",
+                "make a few runs that change both, and look at their residuals",
+            )
+        )  # fmt: skip
+    for source in dict.fromkeys(held.borrow.values()):
+        names = [name for name, where in held.borrow.items() if where == source]
+        values = _listed([f"{name} = {held.fix[name]:.6g}" for name in names])
+        out.append(
+            Finding(
+                "borrowed", "note", (), names[0] if len(names) == 1 else None,
+                f"{values} {'is' if len(names) == 1 else 'are'} borrowed from {source}, not fitted",
+                "a borrowed value carries no uncertainty here, and constants of one set-up seldom hold in another",
+                f"fit it on runs that vary what it belongs to, or let it move: --prior {names[0]}~"
+                f"{held.fix[names[0]]:.4g}+-SD",
+            )
+        )  # fmt: skip
+    return out
+
+
+def _listed(names: Sequence[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _share(sd: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from isoloss.fitting.constraints import Constraints
 from isoloss.fitting.minimise import Prior
 from isoloss.fitting.objective import Objective
 from isoloss.laws.law import Law, Parameter
-from isoloss.laws.power_sum import PowerSum
+from isoloss.laws.parts.composed import Composed
+from isoloss.laws.power_sum import Term
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -85,10 +86,14 @@ def coordinates(
     low = np.array([max(boxes[name][0] for name in group) for group in groups])
     high = np.array([min(boxes[name][1] for name in group) for group in groups])
     start_low, start_high = low.copy(), high.copy()
-    if isinstance(law, PowerSum):
-        middle = math.log(float(np.median(y)))
-        _centre(law, x, constraints, order, base, spread)
-        for name in _free_coefficients(law, x, constraints):
+    with np.errstate(divide="ignore"):  # an axis that may be 0 is in no term
+        terms = law.power_terms({axis: np.log(value) for axis, value in x.items()})
+    if terms:
+        linked = isinstance(law, Composed) and law.link is not None
+        # Behind a link nobody has measured the base's target: its terms are about a nat.
+        middle = 0.0 if linked else math.log(float(np.median(np.abs(y))))
+        _centre(law, terms, constraints, order, base, spread)
+        for name in _free_coefficients(terms, constraints):
             j = order[name]
             low[j], high[j] = middle + TERM_BOX[0], middle + TERM_BOX[1]
             start_low[j], start_high[j] = middle + TERM_STARTS[0], middle + TERM_STARTS[1]
@@ -143,29 +148,29 @@ def _box(
     return _to_phi(parameter, low), _to_phi(parameter, high)
 
 
-def _free_coefficients(law: PowerSum, x: Mapping[str, Array], constraints: Constraints) -> list[str]:
+def _free_coefficients(terms: Sequence[Term], constraints: Constraints) -> list[str]:
     """Coefficients with no wish of the user's on them: their box follows from the data."""
     held = {*constraints.fix, *constraints.bounds, *(n for group in constraints.tie for n in group)}
     priced = set(constraints.priors)
     return [
         entry.coefficient
-        for entry in law.terms({axis: np.log(value) for axis, value in x.items()})
+        for entry in terms
         if entry.coefficient not in held and not (entry.slopes and entry.coefficient in priced)
     ]
 
 
 def _centre(
-    law: PowerSum,
-    x: Mapping[str, Array],
+    law: Law,
+    terms: Sequence[Term],
     constraints: Constraints,
     order: Mapping[str, int],
     base: Array,
     spread: Array,
 ) -> None:
     """Make each free coefficient the log value of its term at the centre of the data, in place."""
-    free = set(_free_coefficients(law, x, constraints))
+    free = set(_free_coefficients(terms, constraints))
     position = {name: i for i, name in enumerate(law.names)}
-    for entry in law.terms({axis: np.log(value) for axis, value in x.items()}):
+    for entry in terms:
         if entry.coefficient not in free:
             continue
         at = position[entry.coefficient]

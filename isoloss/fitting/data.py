@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +59,7 @@ def prepare(
     Rows with a missing or non-finite target, axis, weight or sd are removed and returned as such.
 
     Raises:
-        ValueError: a column is missing, or holds values no law can mean (counts at or below 0).
+        ValueError: a column is missing, or holds values that the law cannot mean (counts at or below 0).
         NoAnswer: fewer than two rows are left.
     """
     axes, runs = _axes(law, runs)
@@ -81,7 +81,7 @@ def prepare(
                 )
             )
         keep &= ~bad
-    _refuse_nonpositive(law, runs, columns, [*axes.values(), law.target, *([sd] if sd else [])], keep)
+    _refuse_nonpositive(law, runs, columns, axes, sd, keep)
     if weights:
         bad = np.flatnonzero(keep & (columns[weights] < 0))
         if len(bad) or not np.any(columns[weights][keep] > 0):
@@ -101,6 +101,7 @@ def prepare(
             f"rows with finite {', '.join(used)}; `isoloss check` names what is wrong with the others",
         )
     x = {axis: columns[name][keep] for axis, name in axes.items()}
+    _refuse_unmeant(law, x, runs.rows[keep])
     y = columns[law.target][keep]
     w = columns[weights][keep] if weights else np.ones(len(y))
     if sd:
@@ -155,14 +156,31 @@ def _clusters(runs: Runs, cluster: str, keep: Array) -> Array:
 
 
 def _refuse_nonpositive(
-    law: Law, runs: Runs, columns: Mapping[str, Array], names: Sequence[str], keep: Array
+    law: Law, runs: Runs, columns: Mapping[str, Array], axes: Mapping[str, str], sd: str | None, keep: Array
 ) -> None:
+    """Axes, target and known noise below what the law can mean: 0, and mostly not 0 either."""
+    may_be_zero = {axes[axis] for axis in law.may_be_zero}
+    names = [*axes.values(), *([] if law.signed else [law.target]), *([sd] if sd else [])]
     for name in dict.fromkeys(names):
-        bad = np.flatnonzero(keep & (columns[name] <= 0))
+        zero = name in may_be_zero
+        bad = np.flatnonzero(keep & ((columns[name] < 0) if zero else (columns[name] <= 0)))
         if len(bad):
             code = "nonpositive-loss" if name == law.target else "nonpositive-count"
             raise ValueError(
-                f"{law.slug} needs {name} above 0, got {columns[name][bad[0]]:g} in row "
+                f"{law.slug} needs {name} {'at or ' if zero else ''}above 0, got {columns[name][bad[0]]:g} in row "
                 f"{int(runs.rows[bad[0]])} ({len(bad)} such rows). Mend them, or leave them out with "
                 f"--drop {code}"
             )
+
+
+def _refuse_unmeant(law: Law, x: Mapping[str, Array], rows: Array) -> None:
+    """Points that the law cannot mean although each axis is of the right sign."""
+    verdict = law.accepts(x)
+    if verdict is None or verdict[0].all():
+        return
+    bad = np.flatnonzero(~verdict[0])
+    at = ", ".join(f"{axis} {values[bad[0]]:g}" for axis, values in x.items())
+    raise ValueError(
+        f"{law.slug} needs {verdict[1]}, got {at} in row {int(rows[bad[0]])} ({len(bad)} such rows). "
+        "Mend them, or leave them out with where="
+    )

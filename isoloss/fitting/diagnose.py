@@ -11,9 +11,11 @@ from isoloss.fitting.coordinates import Coordinates
 from isoloss.fitting.data import Data
 from isoloss.fitting.minimise import Problem
 from isoloss.laws.law import Law
+from isoloss.laws.parts.composed import Composed
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+BLIND = 1e-7  # of the largest singular value: what is below is rounding
 WIDE = 0.25  # a standard deviation of a quarter of the box: a 90 % interval fills it
 
 
@@ -52,6 +54,34 @@ def information(
     return Information(float(singular[0] / singular[-1]), vt[-1], float(spread / singular[-1]))
 
 
+def unseen(problem: Problem, coordinates: Coordinates, psi: Array) -> tuple[int, list[str], list[str]]:
+    """Directions along which no prediction changes, whatever the noise: of a law with a link.
+
+    Returns:
+        How many; the free coordinates that take part; of these as many to hold, the link's own first.
+    """
+    law = coordinates.law
+    if not (isinstance(law, Composed) and law.link is not None):
+        return 0, [], []
+    p = len(coordinates.names)
+    jacobian = problem.model.jacobian(psi[:p], log=False)
+    scaled = jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300)
+    _, singular, vt = np.linalg.svd(scaled)
+    rank = int(np.sum(singular > BLIND * singular[0]))
+    null = vt[rank:].T  # (p, how many)
+    if len(scaled) <= p or not null.size:
+        return 0, [], []
+    loud = np.abs(null).max(axis=1) > 1e-3
+    own = {law.slot_names[law.link.slug, parameter.name] for parameter in law.link.parameters}
+    order = sorted((int(j) for j in np.flatnonzero(loud)), key=lambda j: coordinates.names[j] not in own)
+    held: list[int] = []
+    for j in order:  # a coordinate helps if holding it removes one more direction
+        if np.linalg.matrix_rank(null[[*held, j]], tol=1e-3) > len(held):
+            held.append(j)
+    names = [coordinates.names[j] for j in np.flatnonzero(loud)]
+    return null.shape[1], names, [coordinates.names[j] for j in held]
+
+
 def at_bounds(coordinates: Coordinates, psi: Array) -> Array:
     """Which free coordinates (p,) lie on their box, for psi of shape (..., q): shape (..., p)."""
     p = len(coordinates.names)
@@ -63,9 +93,9 @@ def separation(law: Law, draws: Array, data: Data) -> tuple[float, float] | None
     """90 % interval of the first axis' share of the total elasticity at the centre of the data.
 
     ``s = u_1 / (u_1 + u_2)`` with ``u_j = -d L / d ln x_j`` decides every plan that trades the two axes.
-    None for laws of one axis.
+    None for laws of one axis, and where an axis may be 0: there is no log centre, and no such plan.
     """
-    if len(law.axes) != 2 or len(draws) < 20:
+    if len(law.axes) != 2 or len(draws) < 20 or law.may_be_zero:
         return None
     centre = {axis: np.array([np.exp(np.mean(np.log(data.x[axis])))]) for axis in law.axes}
     _, slopes = law.elasticities(draws, centre)

@@ -12,12 +12,13 @@ from isoloss.fitting import cautions
 from isoloss.fitting.checklist import check_about, checklist
 from isoloss.fitting.constraints import Constraints
 from isoloss.fitting.coordinates import Coordinates
-from isoloss.fitting.diagnose import at_bounds, information, separation
+from isoloss.fitting.diagnose import at_bounds, information, separation, unseen
 from isoloss.fitting.draws import HOW, SAME, Cloud, How, choose, draw
-from isoloss.fitting.objective import Huber, Objective
+from isoloss.fitting.objective import Huber, LeastSquares, Objective
 from isoloss.fitting.result import Fit, Result
 from isoloss.fitting.search import pose, search
 from isoloss.fitting.sensitivity import sensitive_answer, unfinished
+from isoloss.fitting.shared import with_shared_error
 from isoloss.fitting.uncertainty import Progress, robust_sd
 from isoloss.fitting.variants import variants
 from isoloss.laws import get
@@ -27,6 +28,8 @@ from isoloss.runs import Finding, Runs, check, read
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _NONE = np.empty(0)
+ROUNDING = 1e-20  # of an objective: below it, rows without noise are met to every digit
+POSITIVE = ("lr", "batch_tokens", "critical_batch", "steps", "max_attention_logit")  # targets that are sizes
 
 
 def fit(
@@ -56,8 +59,8 @@ def fit(
     Args:
         law: a law, or its name (``"hoffmann"``, ``"power(flops)"``, ``"my_laws.py:MyLaw"``).
         runs: a table, or anything :func:`isoloss.read` takes.
-        objective: default ``Huber(delta=1e-3)`` on log residuals; least squares where the law's target
-            can be zero or negative.
+        objective: default ``Huber(delta=1e-3)`` on log residuals of losses, on plain ones of other targets;
+            least squares in logs for learning rates, batches, steps and logits.
         constraints: fixed, tied, bounded, borrowed or prior-carrying parameters.
         draws: joint parameter draws kept.
         uncertainty: ``"posterior"`` (small tables), ``"bootstrap"`` (rows or clusters drawn anew),
@@ -95,7 +98,7 @@ def fit(
     if not isinstance(law, Law):
         raise TypeError(f"fit needs a law or its name, got {law!r}. A class must be called: Hoffmann()")
     runs = runs if isinstance(runs, Runs) else read(runs)
-    law = law.given(runs.columns)
+    asked, law = law, law.given(runs.columns)
     if objective is not None and not isinstance(objective, Objective):
         raise TypeError(f"fit needs an objective such as isoloss.Huber(delta=1e-3), got {objective!r}")
     if not all(isinstance(number, int | np.integer) for number in (draws, starts, seed)):
@@ -114,9 +117,10 @@ def fit(
         )
     about = check_about(about)
     found = _fit(
-        law, runs, objective or default_objective(law), (constraints or Constraints()).resolve(law), draws,
+        law, asked, runs, objective or default_objective(law), (constraints or Constraints()).resolve(law), draws,
         uncertainty, cluster, weights, starts, coverage, seed, progress,
     )  # fmt: skip
+    found = with_shared_error(found, runs)
     if sensitivity and found.result != "interrupted":
         found = _with_variants(found, runs, weights)
     return replace(found, checklist=checklist(found, runs, about, weights))
@@ -138,6 +142,7 @@ def _with_variants(found: Fit, runs: Runs, weights: str | None) -> Fit:
 
 def _fit(
     law: Law,
+    asked: Law,
     runs: Runs,
     objective: Objective,
     held: Constraints,
@@ -161,7 +166,7 @@ def _fit(
             "Check the bounds, the units, or the law's value()"
         )
     psi, value = found.psi[best], float(found.value[best])
-    agreeing = float(np.mean(found.value <= value + SAME * max(abs(value), 1e-300)))
+    agreeing = float(np.mean(found.value <= value + SAME * abs(value) + ROUNDING))
     rng = np.random.default_rng(seed)
     residuals = problem.residuals(psi[None])[0][0]
     info = information(problem, place, psi, data.weights, robust_sd(residuals, len(place.names)))
@@ -176,12 +181,14 @@ def _fit(
         theta, all_draws = law.canonical(theta), law.canonical(all_draws)
     edges = [name for name, edge in zip(place.names, at_bounds(place, psi), strict=True) if edge]
     warnings = [
-        *[f for f in check(runs, axes=_columns(law, runs), target=law.target) if f.level != "note"],
+        *[f for f in _findings(law, runs) if f.level != "note"],
+        *cautions.confounded(law, unseen(problem, place, psi)),
         *cautions.open_directions(place, info, edges, separation(law, all_draws, data)),
         *cautions.sample_size(data, place, agreeing, draws, len(all_draws), how),
         *cautions.draws_at_edges(place, edges, cloud.psi, cloud.settled),
         *cautions.ensembles(cloud.agreement),
         *([] if found.converged[best] else [cautions.not_converged(law)]),
+        *cautions.about_law(law, asked, held),
     ]
     return Fit(
         law=law,
@@ -222,8 +229,24 @@ def _result(complete: bool, converged: bool, warnings: list[Finding]) -> Result:
 
 
 def default_objective(law: Law) -> Objective:
-    """Huber with delta 1e-3, on log residuals for losses, on plain ones where the target may reach 0."""
+    """Huber with delta 1e-3, on log residuals for losses, on plain ones where the target may reach 0.
+
+    Rates, batches, steps and logits span decades, scatter by per cents and are regressed in logs, as in their papers.
+    """
+    if law.target in POSITIVE:
+        return LeastSquares()
     return Huber(residual="log" if law.target == "loss" else "linear")
+
+
+def _findings(law: Law, runs: Runs) -> list[Finding]:
+    """What the check of the table says of the columns that the law reads."""
+    return check(
+        runs,
+        axes=_columns(law, runs),
+        target=law.target,
+        may_be_zero=[axis for axis in law.may_be_zero if axis in runs],
+        signed=law.signed,
+    )
 
 
 def _columns(law: Law, runs: Runs) -> list[str]:

@@ -56,7 +56,7 @@ class Problem:
         target, state = self.model.target(coordinates)
         if self.objective.residual == "linear":
             return self.y - target, state
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             return np.log(self.y / target), state
 
     def evaluate(

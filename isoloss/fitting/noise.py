@@ -58,7 +58,9 @@ def trend(residuals: Array, predicted: Array, weights: Array) -> Trend:
     """
     size = np.abs(residuals)
     positive = size[size > 0]
-    logs = np.log(np.maximum(predicted, 1e-300))
+    if (predicted <= 0).any():  # a target without a log: its scatter is the same everywhere
+        return Trend(0.0, 0.0, 0.0, 0.0)
+    logs = np.log(predicted)
     middle = float(np.sum(weights * logs) / np.sum(weights))
     t = logs - middle
     none = Trend(0.0, float(logs.min()), float(logs.max()), middle)

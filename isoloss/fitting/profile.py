@@ -15,6 +15,7 @@ from isoloss.fitting.objective import Objective
 from isoloss.fitting.result import Fit
 from isoloss.fitting.search import AGREED, nearby, pose
 from isoloss.runs import read
+from isoloss.special import student_quantile
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -209,37 +210,3 @@ def _best_scale(objective: Objective, r: Array, w: Array) -> float:
         else:
             low = a
     return height(0.5 * (low + high))
-
-
-def student_quantile(probability: float, freedom: int) -> float:
-    """Quantile above one half of Student's t, by bisection on its distribution (Abramowitz & Stegun 26.7.3-4).
-
-    Example:
-        >>> round(student_quantile(0.95, 4), 4)
-        2.1318
-    """
-    low, high = 0.0, 1.0
-    while _student(high, freedom) < probability:
-        high *= 2.0
-    for _ in range(200):
-        middle = 0.5 * (low + high)
-        if _student(middle, freedom) < probability:
-            low = middle
-        else:
-            high = middle
-    return 0.5 * (low + high)
-
-
-def _student(t: float, freedom: int) -> float:
-    """Distribution function of t >= 0."""
-    angle = math.atan(t / math.sqrt(freedom))
-    cosine = math.cos(angle)
-    even = freedom % 2 == 0
-    term = math.sin(angle) if even else cosine
-    total = term if freedom > 1 else 0.0
-    # sin or cos times the finite series in cos^2
-    for k in range(2 if even else 3, freedom - 1, 2):
-        term *= cosine**2 * (k - 1) / k
-        total += term
-    inside = total if even else 2.0 / math.pi * (angle + math.sin(angle) * total)
-    return 0.5 * (1.0 + inside)

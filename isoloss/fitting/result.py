@@ -20,6 +20,7 @@ from isoloss.fitting.prediction import Prediction, quantiles
 from isoloss.fitting.sensitivity import Variant, read_variant
 from isoloss.laws import get
 from isoloss.laws.law import Law
+from isoloss.laws.parts.composed import Composed
 from isoloss.runs import Finding, Removed
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -110,7 +111,8 @@ class Fit:
         out = {}
         for p, name in enumerate(self.law.names):
             value = float(self.theta[p])
-            if self.status[p] in ("fixed", "borrowed"):
+            drawn = len(self.draws) > 1 and np.ptp(self.draws[:, p]) > 0
+            if self.status[p] in ("fixed", "borrowed") and not drawn:
                 stderr, low, high = 0.0, value, value
             elif len(self.draws) < 2:
                 stderr, low, high = float("nan"), float("nan"), float("nan")
@@ -193,14 +195,25 @@ class Fit:
         if of == "run":
             rng = np.random.default_rng([self.seed, 1])
             repeats = max(1, 8000 // len(self.draws))
-            level = np.repeat(level, repeats, axis=0)
-            if len(self.scales):
-                sd = np.repeat(self.scales, repeats).reshape(-1, *[1] * (level.ndim - 1))
-                scatter = sd * self.objective.noise(rng, level.shape)
-            else:
-                scatter = self._scatter(rng, level, self.reach(x) > 1)
-            level = level * np.exp(scatter) if self.objective.residual == "log" else level + scatter
+            draw = np.repeat(np.arange(len(self.draws)), repeats)
+            level = self.scattered(level[draw], self.reach(x) > 1, rng, draw)
         return Prediction(of, self.coverage if coverage is None else coverage, x, level, self.reach(x))
+
+    def scattered(self, level: Array, outside: Array, rng: np.random.Generator, draw: Array) -> Array:
+        """What new runs would show around the levels of the law.
+
+        Args:
+            level: (K, *X).
+            outside: which points (*X) lie outside the fitted rows.
+            rng: of the scatter.
+            draw: of each level, which of the draws made it, (K,).
+        """
+        if len(self.scales):
+            sd = self.scales[draw].reshape(-1, *[1] * (level.ndim - 1))
+            scatter = sd * self.objective.noise(rng, level.shape)
+        else:
+            scatter = self._scatter(rng, level, outside)
+        return np.asarray(level * np.exp(scatter) if self.objective.residual == "log" else level + scatter)
 
     def _scatter(self, rng: np.random.Generator, level: Array, outside: Array) -> Array:
         """Residuals dealt anew, larger or smaller where the scatter follows the target.
@@ -217,9 +230,12 @@ class Fit:
         return np.asarray(dealt * np.where(outside, np.maximum(here, size.pooled), here))
 
     def reach(self, x: Mapping[str, Array]) -> Array:
-        """How far each point lies outside the fitted rows: the largest factor over the axes, 1 inside."""
+        """How far each point lies outside the fitted rows: the largest factor over the axes, 1 inside.
+
+        Infinite where a point has 0 of an axis that no row has 0 of, or some of one that every row has 0 of.
+        """
         factors = [
-            np.maximum(1.0, np.maximum(x[axis] / np.max(values), np.min(values) / x[axis]))
+            _beyond(x[axis], float(np.min(values)), float(np.max(values)))
             for axis, values in self.x.items()
             if axis in x  # a column of a composed law that is absent is at its reference
         ]
@@ -236,13 +252,15 @@ class Fit:
             ValueError: the law is a class without a file, so no reader could find it again.
         """
         try:
-            found = type(get(self.law.spec)).__name__ == type(self.law).__name__
+            found = _kinds(get(self.law.spec)) == _kinds(self.law)
         except ValueError:
             found = False
         if not found:
+            lost = next((kind for kind in _kinds(self.law) if not kind.startswith("isoloss.")), self.law.spec)
+            name = lost.rpartition(".")[2]
             raise ValueError(
-                f"law {type(self.law).__name__} has no address to save: put the class into a file and fit "
-                f"'FILE.py:{type(self.law).__name__}'"
+                f"law {self.law.spec} has no address to save: put the class {name} into a file and name it "
+                f"'FILE.py:{name}'"
             )
         return {
             "schema": SCHEMA,
@@ -354,6 +372,12 @@ def load(path: str | Path, *, group: str | None = None) -> Fit:
     return Fit.from_json(document)
 
 
+def _kinds(law: Law) -> list[str]:
+    """The classes that a law is made of."""
+    pieces = law.pieces if isinstance(law, Composed) else (law,)
+    return [f"{type(piece).__module__}.{type(piece).__name__}" for piece in pieces]
+
+
 def _where(x: Mapping[str, Array], bad: Array) -> str:
     """The first of the points that ``bad`` marks, in words."""
     return ", ".join(f"{axis} {np.broadcast_to(v, bad.shape)[bad][0]:g}" for axis, v in x.items())
@@ -380,7 +404,12 @@ def _read_fit(document: Mapping[str, Any]) -> Fit:
         removed=tuple(
             Removed(int(r["row"]), _text(r["code"]), _text(r["why"])) for r in document["rows_removed"]
         ),
-        x={axis: _numbers(data["x"][axis], axis, n, positive=True) for axis in law.axes},
+        x={
+            axis: _numbers(data["x"][axis], axis, n, "at least 0" if axis in law.may_be_zero else "above 0")
+            for axis in law.axes
+            # a borrowed piece reads columns that the rows do not have
+            if axis in data["x"] or axis in law.given(()).axes
+        },
         y=y,
         rows=_numbers(data["rows"], "rows", n).astype(int),
         residuals=_numbers(document["noise"]["residuals"], "residuals", n),
@@ -409,18 +438,27 @@ def _number(value: Any, what: str, above: float = -np.inf, below: float = np.inf
     return float(value)
 
 
-def _numbers(values: Any, what: str, n: int | None = None, positive: bool = False) -> Array:
+def _beyond(values: Array, low: float, high: float) -> Array:
+    """Factor by which values lie below low or above high, 1 between them."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        below, above = low / values, values / high
+    return np.where(values < low, below, np.where(values > high, above, 1.0))
+
+
+def _numbers(
+    values: Any, what: str, n: int | None = None, sign: Literal["any", "above 0", "at least 0"] = "any"
+) -> Array:
     if not isinstance(values, list) or (n is not None and len(values) != n):
         raise ValueError(f"the fit file is damaged: {what} needs a list of {n or 'some'} numbers")
     out = np.array([_number(value, what) for value in values], dtype=float)
-    if positive and not (out > 0).all():
-        raise ValueError(f"the fit file is damaged: {what} holds values at or below 0")
+    if (sign == "above 0" and (out <= 0).any()) or (sign == "at least 0" and (out < 0).any()):
+        raise ValueError(f"the fit file is damaged: {what} holds values that are not {sign}")
     return out
 
 
 def _scales(values: Any, draws: int) -> Array:
     """One per draw, or none where the residuals stand for the noise."""
-    return _numbers(values, "scales", draws, positive=True) if len(values) else np.empty(0)
+    return _numbers(values, "scales", draws, "above 0") if len(values) else np.empty(0)
 
 
 def _weights(values: Any, n: int) -> Array:

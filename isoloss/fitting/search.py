@@ -50,6 +50,11 @@ def pose(
     Raises:
         ValueError: wrong names, units or values. NoAnswer: no rows to fit.
     """
+    if law.signed and objective.residual == "log":
+        raise ValueError(
+            f"{law.slug} needs plain residuals, got log residuals: {law.target} may be zero or negative. "
+            "Use --residual linear, or objective=Huber(residual='linear')"
+        )
     sd = f"{law.target}_sd" if objective.name == "gaussian" and f"{law.target}_sd" in runs else None
     data = prepare(law, runs, weights=weights, sd=sd, cluster=cluster)
     if objective.residual == "log" and sd:

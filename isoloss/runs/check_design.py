@@ -49,7 +49,7 @@ def predictors(s: Subject) -> Iterator[Finding]:
                 f"add runs at other values of {axis} (three at least, a factor 10 apart), or fit a"
                 f" law without {axis}",
             )
-        elif high < 4 * low:
+        elif high < 4 * low and axis not in s.may_be_zero:
             yield Finding(
                 "narrow-range",
                 "warning",
@@ -66,7 +66,7 @@ def fixed_ratio(s: Subject) -> Iterator[Finding]:
     """``fixed-ratio``: one axis is a power of another, as under a fixed number of tokens per parameter."""
     if s.good.sum() < 3:
         return
-    for a, b in combinations(s.axes, 2):
+    for a, b in combinations([axis for axis in s.axes if axis not in s.may_be_zero], 2):
         x, y = (np.log(s.values[name][s.good]) for name in (a, b))
         if np.unique(x).size < 3 or np.unique(y).size < 3:
             continue  # few-values says it already
@@ -109,7 +109,7 @@ def target_range(s: Subject) -> Iterator[Finding]:
             "a target that never moves says nothing of any axis",
             "check that the column is the loss of each run: --columns loss=COLUMN",
         )
-    elif high < 1.02 * low:
+    elif high < 1.02 * low and not s.signed:
         yield Finding(
             "loss-range",
             "warning",

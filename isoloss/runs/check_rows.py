@@ -43,7 +43,7 @@ def repeated_points(s: Subject) -> Iterator[Finding]:
             " digit, name them apart in a column run",
         )
     several = [group for group in members(point) if len(np.unique(same[group])) > 1]
-    if several:
+    if several and not s.signed:  # their noise is told in per cent
         yield _replicates(s, used, several, np.log(target))
 
 
@@ -183,7 +183,7 @@ def _rates() -> tuple[str, ...]:
 def lr_not_tuned(s: Subject) -> Iterator[Finding]:
     """``lr-not-tuned``: one learning rate for all sizes, or a sweep whose best was not chosen."""
     name = _learning_rate(s)
-    if name is None or "params" not in s.values or name in s.axes:
+    if name is None or "params" not in s.values or name in s.axes or s.signed:
         return
     lr = s.numbers(name)
     assert lr is not None

@@ -16,16 +16,20 @@ _FEWEST = 8
 _DEVIATIONS = 6.0
 _LEAST = 0.05
 _EXPONENTS = (0.15, 0.35, 0.6)
+_SETTINGS = ("lr", "batch_tokens")
 
 
 def diverged(s: Subject) -> Iterator[Finding]:
     """``diverged``: rows above the trend by more than 6 robust standard deviations and 5 per cent."""
+    if s.signed or s.target in _SETTINGS:
+        return  # the trend is of logs; and a best setting does not diverge
     good = s.good.copy()
-    for axis in s.axes:
+    of = [axis for axis in s.axes if axis not in s.may_be_zero]
+    for axis in of:
         # a row in another unit has the leverage to bend the trend to itself and hide what diverged
         good &= ~beyond_gap(s.values[axis], s.good)
     used = np.flatnonzero(good)
-    axes = [s.values[axis][used] for axis in s.axes]
+    axes = [s.values[axis][used] for axis in of]
     axes = [axis for axis in axes if np.unique(axis).size >= 3]
     if len(used) < _FEWEST or not axes:
         return
@@ -41,7 +45,7 @@ def diverged(s: Subject) -> Iterator[Finding]:
         s.target,
         f"{s.target} of {share(len(high), len(used))} lies "
         f"{least if least == most else f'{least} to {most}'} % above the trend of the others in "
-        f"{' and '.join(s.axes)}.",
+        f"{' and '.join(of)}.",
         "a few diverged runs move least squares a long way (five of 245 Chinchilla points move the "
         "optimal model by 40 %); or the law lacks something that these rows share",
         "look at these runs; --drop diverged removes them and says so, and the Huber loss keeps"

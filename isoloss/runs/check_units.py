@@ -78,7 +78,11 @@ def _rises(s: Subject) -> bool:
     if s.good.sum() < 6:
         return False
     target = s.values[s.target][s.good]
-    correlations = [_rank_correlation(s.values[axis][s.good], target) for axis in s.axes]
+    correlations = [
+        _rank_correlation(s.values[axis][s.good], target)
+        for axis in s.axes
+        if axis not in s.may_be_zero  # a share of data that does not help the target
+    ]
     found = [c for c in correlations if math.isfinite(c)]
     return bool(found) and max(found) > 0.5 and min(found) > -0.1
 

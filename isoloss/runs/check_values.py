@@ -80,7 +80,7 @@ def nonpositive_loss(s: Subject) -> Iterator[Finding]:
     """``nonpositive-loss``: the target is zero or negative."""
     values = s.values[s.target]
     bad = np.isfinite(values) & (values <= 0)
-    if bad.any():
+    if bad.any() and not s.signed:
         yield Finding(
             "nonpositive-loss",
             "error",
@@ -119,7 +119,7 @@ def counts(s: Subject) -> Iterator[Finding]:
                 f"compute {name} anew in floating point and doubt the whole column: leave it out,"
                 " and runs.derive() makes flops from params and tokens",
             )
-        bad = (values <= 0) & np.isfinite(values) & ~wrapped
+        bad = ((values < 0) if name in s.may_be_zero else (values <= 0)) & np.isfinite(values) & ~wrapped
         # step 0 is a measurement before training, not a mistake, unless it is a predictor
         if bad.any() and (s.used(name) or name not in ("step", "epochs")):
             yield Finding(

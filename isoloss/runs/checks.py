@@ -36,7 +36,14 @@ CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
 _LEVELS = ("error", "warning", "note")
 
 
-def check(runs: Runs, *, axes: Sequence[str] = ("params", "tokens"), target: str = "loss") -> list[Finding]:
+def check(
+    runs: Runs,
+    *,
+    axes: Sequence[str] = ("params", "tokens"),
+    target: str = "loss",
+    may_be_zero: Sequence[str] = (),
+    signed: bool = False,
+) -> list[Finding]:
     """What in the table would break or mislead a fit of the target on the axes.
 
     Nothing is changed or removed: ``drop`` and the ``do`` of each finding do that.
@@ -45,6 +52,8 @@ def check(runs: Runs, *, axes: Sequence[str] = ("params", "tokens"), target: str
         runs: the table.
         axes: the predictors of the fit; an absent one is derived where it can be.
         target: the column predicted.
+        may_be_zero: axes of which 0 is a value like others (shares of a mixture).
+        signed: whether the target may be zero or negative.
 
     Returns:
         Findings, errors first, each with its code, level, rows, why and what to do. The order of
@@ -65,7 +74,7 @@ def check(runs: Runs, *, axes: Sequence[str] = ("params", "tokens"), target: str
         >>> check(bad)[0].code, check(bad)[0].rows
         ('nonfinite-loss', (1,))
     """
-    subject = subject_of(runs, axes, target)
+    subject = subject_of(runs, axes, target, may_be_zero, signed)
     findings = [finding for one in CHECKS for finding in one(subject)]
     return sorted(findings, key=lambda f: (_LEVELS.index(f.level), list(CODES).index(f.code)))
 

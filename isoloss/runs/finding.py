@@ -91,7 +91,9 @@ class Subject:
         axes: the predictors.
         target: what is predicted.
         values: axis or target -> floats, derived where the table lacks the column.
-        good: rows whose axes and target are all finite and positive: what a fit can use.
+        good: rows whose axes and target are all finite and of the right sign: what a fit can use.
+        may_be_zero: axes of which 0 is a value like others, so that nothing is said of their logs.
+        signed: whether the target may be zero or negative.
     """
 
     runs: Runs
@@ -99,6 +101,8 @@ class Subject:
     target: str
     values: Mapping[str, Floats]
     good: Bools
+    may_be_zero: tuple[str, ...] = ()
+    signed: bool = False
 
     @property
     def target_is_loss(self) -> bool:
@@ -121,7 +125,13 @@ class Subject:
         return name in self.axes or name == self.target
 
 
-def subject_of(runs: Runs, axes: Sequence[str], target: str) -> Subject:
+def subject_of(
+    runs: Runs,
+    axes: Sequence[str],
+    target: str,
+    may_be_zero: Sequence[str] = (),
+    signed: bool = False,
+) -> Subject:
     """The subject of all checks.
 
     Raises:
@@ -133,8 +143,11 @@ def subject_of(runs: Runs, axes: Sequence[str], target: str) -> Subject:
             runs[name]  # raises with the columns as given, not with derived ones among them
     table = runs if all(name in runs for name in names) else runs.derive()
     values = dict(zip(names, table.numeric(*names), strict=True))
-    good = np.logical_and.reduce([np.isfinite(v) & (v > 0) for v in values.values()])
-    return Subject(runs, tuple(axes), target, MappingProxyType(values), good)
+    least = {**dict.fromkeys(may_be_zero, 0.0), **({target: -np.inf} if signed else {})}
+    good = np.logical_and.reduce(
+        [np.isfinite(v) & ((v >= least[name]) if name in least else (v > 0)) for name, v in values.items()]
+    )
+    return Subject(runs, tuple(axes), target, MappingProxyType(values), good, tuple(may_be_zero), signed)
 
 
 def share(part: int, whole: int, noun: str = "row") -> str:

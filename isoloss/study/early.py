@@ -19,7 +19,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from isoloss.fitting.profile import student_quantile
+from isoloss.special import student_quantile
 from isoloss.study.records import LEVELS, Promise
 
 LAW = "early-stop"
@@ -73,7 +73,7 @@ def outlook(
     spread = math.sqrt(sum((d - mean) ** 2 for d in deltas) / (n - 1) * (1 + 1 / n))
 
     def quantile(level: float) -> float:
-        return watched * math.exp(mean + spread * _student(level, n - 1))
+        return watched * math.exp(mean + spread * student_quantile(level, n - 1))
 
     text = json.dumps([LAW, history, watched])
     return Promise(
@@ -101,10 +101,3 @@ def hopeless(promises: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         place = json.dumps(p["at"], sort_keys=True)
         best[place] = min(best.get(place, math.inf), p["high"])
     return tuple(p["key"] for p in promises if p["low"] > best[json.dumps(p["at"], sort_keys=True)])
-
-
-def _student(level: float, freedom: int) -> float:
-    """Quantile of Student's t on either side of the middle."""
-    if level == 0.5:
-        return 0.0
-    return math.copysign(student_quantile(max(level, 1 - level), freedom), level - 0.5)

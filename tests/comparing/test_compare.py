@@ -18,7 +18,6 @@ from isoloss.comparing.compare import negative_log_likelihood
 from isoloss.comparing.comparison import Comparison, margin
 from isoloss.comparing.stack import Stack
 from isoloss.errors import NoAnswer
-from isoloss.fitting.profile import student_quantile
 from isoloss.laws import get
 
 QUICK = {"draws": 40, "starts": 4, "folds": 2}
@@ -52,12 +51,6 @@ def scored(crps: np.ndarray, fold: np.ndarray, law: str = "a") -> Backtest:
 
 
 # Verdicts
-
-
-@pytest.mark.parametrize("df", [1, 2, 3, 7, 30])
-@pytest.mark.parametrize("p", [0.6, 0.95, 0.975, 0.999])
-def test_quantiles_of_students_t(p, df):
-    assert student_quantile(p, df) == pytest.approx(stats.t.ppf(p, df), rel=1e-4)
 
 
 def test_the_margin_is_a_t_interval_of_the_log_ratios_of_the_folds():
