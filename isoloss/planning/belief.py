@@ -4,32 +4,57 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from isoloss.errors import NoAnswer
+from isoloss.fitting.borrow import law_and_origins, values_by_piece
 from isoloss.fitting.result import Fit
-from isoloss.laws import get
 from isoloss.laws.law import UNITS, Law
-from isoloss.planning.result import Quantity
+from isoloss.planning.result import Quantity, Slot
 from isoloss.planning.surface import SIZES
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-KNOWN = (*SIZES, "tokens", "tokens_unique", "flops")
+LEVELS = ("loss", "error")
+"""Targets that a plan makes small, of those that isoloss has a unit for; an own law may name any other."""
 
 
 @dataclass(frozen=True, eq=False)
 class Belief:
-    """A law, its theta (P,), joint draws (K, P) with K 0 where there are none, and the fit they came from."""
+    """A law, its theta (P,), joint draws (K, P) with K 0 where there are none, and the fit they came from.
+
+    ``origins`` says which published fit a slot is from, by name; for a fit its constraints do.
+    """
 
     law: Law
     theta: Array
     draws: Array
     coverage: float
     fit: Fit | None
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """Where each parameter comes from."""
+        if self.fit is None:
+            how = {name: "borrowed" if name in self.origins else "fixed" for name in self.law.names}
+            return tuple(Slot(name, how[name], self.origins.get(name, "")) for name in self.law.names)
+        held = self.fit.constraints
+        ranges = {name: f"{low:g} to {high:g}" for name, (low, high) in held.bounds.items()}
+        normal = {name: f"{mean:g} +- {sd:g}" for name, (mean, sd) in held.priors.items()}
+        origins = {**ranges, **normal, **held.borrow}
+        return tuple(
+            Slot(name, status, origins.get(name, "") if status == "borrowed" else "")
+            for name, status in zip(self.law.names, self.fit.status, strict=True)
+        )
+
+    @property
+    def assumed_separable(self) -> tuple[tuple[str, str], ...]:
+        """Pieces of the law that no paper fitted together."""
+        return tuple(getattr(self.law, "assumed_separable", ()))
 
     @property
     def plane(self) -> bool:
@@ -69,38 +94,58 @@ def belief(source: Fit | Law | str, theta: Any, coverage: float | None) -> Belie
             raise ValueError("a fit has its own theta: leave theta out, or give the law (fit.law) instead")
         _refuse_unidentified(source)
         held = Belief(source.law, source.theta, source.draws, coverage or source.coverage, source)
+    elif isinstance(source, (str, Law)):
+        law, values, origins = named(source, theta)
+        held = Belief(law, values, np.empty((0, len(law.parameters))), coverage or 0.9, None, origins)
     else:
-        law = get(source) if isinstance(source, str) else source
-        if not isinstance(law, Law):
-            raise TypeError(f"plan needs a Fit, a Law or the name of a law, got {type(source).__name__}")
-        held = Belief(law, _theta(law, theta), np.empty((0, len(law.parameters))), coverage or 0.9, None)
+        raise TypeError(f"plan needs a Fit, a Law or the name of a law, got {type(source).__name__}")
     _check_axes(held.law)
     return held
 
 
-def _theta(law: Law, theta: Any) -> Array:
-    if theta is None:
+def named(source: str | Law, theta: Any) -> tuple[Law, Array, dict[str, str]]:
+    """A law, its theta (P,) and the published fit behind each slot that has one.
+
+    Args:
+        source: a law or its name, or pieces with a published fit each, ``"hoffmann@besiroglu-2024 + ..."``.
+        theta: the name of a published fit, values by name (of a slot, or of a piece), or an array; values beside
+            pieces with published fits are those of slots that these leave open, or come in place of theirs.
+
+    Raises:
+        ValueError: a slot has no value, or theta is of the wrong length.
+    """
+    law, origins = law_and_origins(source) if isinstance(source, str) else (source, {})
+    if theta is None and not origins:
         known = ", ".join(law.published) or "none"
         raise ValueError(f"law {law.slug} needs theta: a published fit ({known}), or its values by name")
-    if isinstance(theta, (str, Mapping)):
-        return law.theta(theta)
+    if isinstance(theta, str):
+        if origins:
+            raise ValueError(f"{source} names its published fits, and theta {theta!r} another: keep one")
+        return law, law.theta(theta), dict.fromkeys(law.names, theta)
+    if theta is None or isinstance(theta, Mapping):
+        values, known_origins = values_by_piece(law, {**origins, **(theta or {})})
+        return law, law.theta(values), known_origins
     array = np.asarray(theta, dtype=float)
     if array.shape != (len(law.parameters),) or not np.isfinite(array).all():
         raise ValueError(
             f"{law.slug} needs theta as {len(law.parameters)} numbers {list(law.names)}, got {theta}"
         )
-    return array
+    return law, array, {}
 
 
 def _check_axes(law: Law) -> None:
-    unknown = [axis for axis in law.axes if axis not in KNOWN]
     sizes = [axis for axis in law.axes if axis in SIZES]
-    alone = len(law.axes) == 1
+    alone = len(law.axes) == 1 and law.axes[0] in (*SIZES, "tokens", "flops")
     whole = len(sizes) == 1 and "tokens" in law.axes and "flops" not in law.axes
-    if unknown or not (alone or whole):
+    if not (alone or whole):
         raise ValueError(
-            f"plan needs a law of params and tokens, or of one of params, tokens and flops; {law.spec} reads "
-            f"{list(law.axes)}, whose cost is not known. Plan with a law of those axes"
+            f"plan needs a law of params and tokens, with further axes or without, or of one of params, tokens and "
+            f"flops; {law.spec} reads {list(law.axes)}, whose cost is not known. Plan with a law of those axes"
+        )
+    if law.target in UNITS and law.target not in LEVELS:
+        raise ValueError(
+            f"plan makes a loss small; {law.spec} gives {law.target}. Give it as learning_rate= or batch= beside a law "
+            "of the loss"
         )
 
 

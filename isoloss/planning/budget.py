@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields
 from numbers import Real
 
@@ -35,11 +35,15 @@ class Budget:
             served), ``"money"`` (the default where a price is given), ``"train_flops"``,
             ``"device_hours"``, ``"bytes"``, ``"params"`` or ``"tokens"``.
         serve_tokens: prompt and generated tokens that will be served in all [count].
-        bits: per stored parameter at serving.
+        bits: per stored parameter at serving; for a law that reads ``bits_post`` or ``bits_weights``, those
+            are what is stored.
         peak: of one device [FLOP/s].
         utilisation: share of the peak that training reaches, 0 to 1.
         serve_utilisation: the same for serving; that of training if not given.
         price_per_device_hour: in any currency.
+        bits_cost: count FLOPs of training in 16-bit units, for a law that reads bits in training:
+            :math:`6ND \cdot P/16` with P their mean (Kumar et al. 2024, arXiv:2411.04330); device-hours and
+            money follow. Without it a FLOP is a FLOP.
 
     Raises:
         ValueError: a value is not a positive finite number, or one needs another that is missing.
@@ -68,12 +72,15 @@ class Budget:
     utilisation: float | None = None
     serve_utilisation: float | None = None
     price_per_device_hour: float | None = None
+    bits_cost: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name != "minimise" and value is not None:
+            if field.name not in ("minimise", "bits_cost") and value is not None:
                 _refuse(field.name, value)
+        if not isinstance(self.bits_cost, bool):
+            raise ValueError(f"Budget needs bits_cost as True or False, got {self.bits_cost!r}")
         if not self.given and self.loss is None:
             raise ValueError(
                 f"a budget needs at least one limit ({', '.join(LIMITS)}) or a wanted loss: add flops=1e21, say"
@@ -130,19 +137,39 @@ class Budget:
                 )
         return {cost.name: cost for cost in out}
 
-    def cost(self, limit: str) -> Cost:
-        """The cost that a limit bounds."""
-        return self.defined["train_flops" if limit == "flops" else limit]
+    def costs_of(self, axes: Collection[str]) -> dict[str, Cost]:
+        """Every cost of a model that has these axes, by name; ``defined`` is of parameters and tokens alone.
 
-    def to_json(self) -> dict[str, float | str]:
+        Raises:
+            ValueError: ``bits_cost`` without bits in training, or ``bits`` beside an axis of stored bits.
+        """
+        stored = next((axis for axis in ("bits_post", "bits_weights") if axis in axes), None)
+        if stored and self.bits != type(self).bits:
+            raise ValueError(f"the law reads {stored}, which is what is stored: leave bits={self.bits:g} out")
+        if self.bits_cost and not any(axis in axes for axis in costs.TRAINED_BITS):
+            raise ValueError(
+                f"bits_cost needs a law that reads bits in training ({', '.join(costs.TRAINED_BITS)}), got "
+                f"{', '.join(axes)}. Leave bits_cost out"
+            )
+        found = {name: costs.with_axes(cost, axes, self.bits_cost) for name, cost in self.defined.items()}
+        if "experts" in axes or "params_active" in axes:  # of the others' parameters nothing is known
+            del found["bytes"]
+        return found
+
+    def cost(self, limit: str, axes: Collection[str] = ()) -> Cost:
+        """The cost that a limit bounds, of a model that has these axes."""
+        name = "train_flops" if limit == "flops" else limit
+        return (self.costs_of(axes) if axes else self.defined)[name]
+
+    def to_json(self) -> dict[str, float | str | bool]:
         """What was given, by name."""
         return dict(self._given_fields())
 
-    def _given_fields(self) -> Iterator[tuple[str, float | str]]:
+    def _given_fields(self) -> Iterator[tuple[str, float | str | bool]]:
         for field in fields(self):
             value = getattr(self, field.name)
             if value != field.default:
-                yield field.name, value if isinstance(value, str) else float(value)
+                yield field.name, value if isinstance(value, str | bool) else float(value)
         if self.bytes is not None and self.bits == type(self).bits:
             yield "bits", float(self.bits)
 

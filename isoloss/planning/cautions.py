@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from isoloss.errors import NoAnswer
+from isoloss.planning.axes import Settled
 from isoloss.planning.belief import Belief
 from isoloss.planning.budget import Budget
 from isoloss.planning.costs import Cost
 from isoloss.planning.result import spread
 from isoloss.planning.search import Optima, best_loss, bisect, cheapest
-from isoloss.planning.surface import EDGE, Limits, Surface
+from isoloss.planning.surface import EDGE, SIZES, Limits, Surface
 from isoloss.runs import Finding
 from isoloss.runs.units import format_count
 
@@ -40,6 +42,16 @@ def check_bounded(belief: Belief, budget: Budget, limits: Limits) -> None:
     )
 
 
+def check_stored(belief: Belief, budget: Budget) -> None:
+    """Where experts are routed and ``params`` is what one token sees, the bytes of all of them are not known."""
+    partly = "experts" in belief.law.axes or "params_active" in belief.law.axes
+    if partly and (budget.bytes is not None or budget.objective == "bytes"):
+        raise ValueError(
+            f"{belief.law.spec} counts the parameters that one token sees, so the bytes of all its experts are not "
+            "known. Leave bytes out, or plan with a law of all parameters and expert_density"
+        )
+
+
 def check_open(belief: Belief, low: float, high: float) -> None:
     """No plan where the draws put the best size anywhere."""
     if math.isfinite(high) and high > OPEN * low:
@@ -53,10 +65,10 @@ def check_open(belief: Belief, low: float, high: float) -> None:
 
 def no_room(limits: Limits) -> NoAnswer:
     """Nothing fits in: not one parameter trained on one token."""
-    one = {"params": 1.0, "tokens": 1.0}
-    short = [limit for limit in limits.held if limit.cost.value(one) > limit.most]
+    least_cost = {limit: float(np.min(limit.cost.value(limits.point()))) for limit in limits.held}
+    short = [limit for limit, least in least_cost.items() if least > limit.most]
     names = ", ".join(f"{limit.name} {limit.most:.3g}" for limit in short)
-    least = ", ".join(f"{limit.name} {limit.cost.value(one):.3g}" for limit in short)
+    least = ", ".join(f"{limit.name} {least_cost[limit]:.3g}" for limit in short)
     return NoAnswer(
         f"nothing can be trained within {names or 'these limits'}: one parameter on one token exceeds it",
         f"at least {least or 'more of each limit'}",
@@ -69,7 +81,8 @@ def out_of_reach(belief: Belief, surface: Surface, limits: Limits, cost: Cost, l
     if loss <= floor:
         low, high = math.nan, math.nan
         if len(belief.draws):
-            low, high = spread(Surface(belief.law, belief.draws).floor()[:, 0], belief.coverage)
+            own = Surface(belief.law, belief.draws, others=surface.others)
+            low, high = spread(own.floor()[:, 0], belief.coverage)
         between = f" ({low:.4g} to {high:.4g})" if math.isfinite(low) else ""
         return NoAnswer(
             f"loss {loss:g} is below the irreducible loss {floor:.4g}{between}",
@@ -88,19 +101,23 @@ def out_of_reach(belief: Belief, surface: Surface, limits: Limits, cost: Cost, l
     for limit in limits.held:
         least = cheapest(surface, limits.without(limit.name), limit.cost, loss)
         if limit.name in used and np.isfinite(least.x[0]):
-            amount = float(limit.cost.value({"params": least.params[0], "tokens": least.tokens[0]}))
+            amount = float(np.squeeze(limit.cost.value(limits.point(least.params[0], least.tokens[0]))))
             ways.append(f"{limit.name} {limit.cost.text(amount)} instead of {limit.cost.text(limit.most)}")
     reason = f"loss {loss:g} is not reached within {', '.join(used)}: the best there is {best.loss[0]:.4g}"
-    return NoAnswer(reason, " or ".join(ways) or _without_limits(surface, cost, loss, float(best.loss[0])))
+    return NoAnswer(
+        reason,
+        " or ".join(ways)
+        or _without_limits(surface, replace(limits, held=()), cost, loss, float(best.loss[0])),
+    )
 
 
-def _without_limits(surface: Surface, cost: Cost, loss: float, best: float) -> str:
+def _without_limits(surface: Surface, limits: Limits, cost: Cost, loss: float, best: float) -> str:
     """What it takes where no single limit is to blame."""
     # with tokens to spare, so that a law that may repeat them need not
-    free = cheapest(Surface(surface.law, surface.theta), Limits(()), cost, loss)
+    free = cheapest(replace(surface, unique=None), limits, cost, loss)
     if np.isnan(free.x[0]):
         return f"a wanted loss above {best:.4g}"
-    spend = float(cost.value({"params": free.params[0], "tokens": free.tokens[0]}))
+    spend = float(np.squeeze(cost.value(limits.point(free.params[0], free.tokens[0]))))
     return f"more of several limits at once; without any, {cost.text(spend)} {cost.what}"
 
 
@@ -109,7 +126,7 @@ def _too_few_tokens(surface: Surface, loss: float, best: float) -> NoAnswer:
 
     def reached(log_unique: Array) -> Array:
         unique = math.exp(float(log_unique[0, 0]))
-        return np.array([[_endless(Surface(surface.law, surface.theta, unique)) <= loss]])
+        return np.array([[_endless(replace(surface, unique=unique)) <= loss]])
 
     least = math.exp(float(bisect(reached, np.zeros((1, 1)), np.full((1, 1), EDGE))[0, 0]))
     held = format_count(surface.unique or math.nan)
@@ -120,14 +137,14 @@ def _too_few_tokens(surface: Surface, loss: float, best: float) -> NoAnswer:
 
 
 def _endless(surface: Surface) -> float:
-    """The loss at the far corner of the plane."""
-    corner = np.full((1, 1), EDGE)
-    return float(surface.loss(corner, corner)[0, 0])
+    """The least loss on the whole plane."""
+    return float(best_loss(surface, Limits((), surface.others)).loss[0])
 
 
 def warnings(
     belief: Belief,
     budget: Budget,
+    limits: Limits,
     surface: Surface,
     best: Optima,
     draws: Optima | None,
@@ -135,7 +152,7 @@ def warnings(
 ) -> list[Finding]:
     """All warnings of a plan over params and tokens."""
     point = {axis: float(v[0, 0]) for axis, v in surface.at(best.x[:, None], best.d[:, None]).items()}
-    out = [*outside(belief, point), *_edges(surface, best), *_about_budget(surface, budget, point)]
+    out = [*outside(belief, point), *_edges(surface, limits, best), *_about_budget(surface, budget, point)]
     if draws is not None:
         out += infeasible(draws.x, budget.loss)
     low, high = interval
@@ -148,7 +165,55 @@ def warnings(
                 "read the expected regret and the near-optimal range rather than the size",
             )
         )
-    return [*out, *about_fit(belief)]
+    return [*out, *about_slots(belief), *about_fit(belief)]
+
+
+def about_slots(belief: Belief) -> list[Finding]:
+    """What of a law of several pieces is taken from others, and that its pieces act alone."""
+    out = []
+    origins: dict[str, list[str]] = {}
+    for slot in belief.slots:
+        if slot.status == "borrowed":
+            origins.setdefault(slot.origin, []).append(slot.name)
+    if origins and (belief.fit is not None or len(origins) > 1):
+        listed = "; ".join(f"{', '.join(names)} from {origin}" for origin, names in origins.items())
+        out.append(
+            Finding(
+                "borrowed", "note", (), None,
+                f"not fitted here: {listed}",
+                "constants of one set-up seldom hold in another, and those without a stated range carry no uncertainty",
+                "fit them on runs of your own, or give them a range: values={NAME: 'LOW:HIGH'}, --value NAME=LOW:HIGH",
+            )
+        )  # fmt: skip
+    if belief.assumed_separable:
+        pairs = "; ".join(f"{a} and {b}" for a, b in belief.assumed_separable)
+        out.append(
+            Finding(
+                "assumed-separable", "note", (), None,
+                f"no paper has fitted these together, so that each acts as if alone is assumed: {pairs}",
+                "where the effect of one depends on the other, the plan is off by what no interval holds",
+                "make a few runs that change both, and look at their residuals",
+            )
+        )  # fmt: skip
+    return out
+
+
+def about_searched(settled: Settled, others: Mapping[str, Any]) -> list[Finding]:
+    """Searched axes whose best value is an end of what was searched."""
+    out = []
+    for tied, span in settled.spans.items():
+        value = float(others[tied[0]])
+        if min(abs(math.log(value / span.low)), abs(math.log(value / span.high))) < 1e-5:
+            name = "=".join(tied)
+            out.append(
+                Finding(
+                    "search-end", "note", (), name,
+                    f"{name} {value:.4g} is an end of the stretch {span.low:g} to {span.high:g} that was searched",
+                    "a value beyond it may be better, or mean nothing",
+                    f"search further where the law holds: --choose {name}=LOW:HIGH",
+                )
+            )  # fmt: skip
+    return out
 
 
 def outside(belief: Belief, point: Mapping[str, float]) -> list[Finding]:
@@ -158,6 +223,8 @@ def outside(belief: Belief, point: Mapping[str, float]) -> list[Finding]:
         return []
     out = []
     for axis, values in fit.x.items():
+        if axis not in point:  # a column at its reference
+            continue
         low, high = float(np.min(values)), float(np.max(values))
         factor = max(point[axis] / high, low / point[axis])
         if factor > 1:
@@ -173,7 +240,7 @@ def outside(belief: Belief, point: Mapping[str, float]) -> list[Finding]:
                 )
             )
     if belief.plane:
-        size = next(axis for axis in point if axis.startswith("params"))
+        size = next(axis for axis in SIZES if axis in belief.law.axes)
         ratios = fit.x["tokens"] / fit.x[size]
         ratio, low, high = point["tokens"] / point[size], float(ratios.min()), float(ratios.max())
         if not low <= ratio <= high:
@@ -222,7 +289,7 @@ def about_fit(belief: Belief) -> list[Finding]:
     return out
 
 
-def _edges(surface: Surface, best: Optima) -> list[Finding]:
+def _edges(surface: Surface, limits: Limits, best: Optima) -> list[Finding]:
     out = []
     x, d = float(best.x[0]), float(best.d[0])
     if min(x, d) < 1e-3 or max(x, d) > EDGE - 1e-3:
@@ -235,9 +302,20 @@ def _edges(surface: Surface, best: Optima) -> list[Finding]:
                 "check the law's exponents, or limit the other axis too",
             )
         )
-    _, by_size, by_tokens = surface.slopes(best.x[:, None], best.d[:, None])
+    loss, by_size, by_tokens = surface.slopes(best.x[:, None], best.d[:, None])
+    most = float(limits.frontier(best.x[:, None])[0][0, 0])
+    if d < most - 1e-6 and abs(by_tokens[0, 0]) < 1e-6 * loss[0, 0]:
+        out.append(
+            _warn(
+                "tokens-unspent",
+                f"beyond {format_count(math.exp(d))} tokens the law's loss rises at this size, so {_limits_text(limits)} "
+                f"not used up: {format_count(math.exp(most))} would be allowed",
+                "more tokens make a model harder to quantise, by the law's term",
+                "store it in more bits, or allow a larger model",
+            )
+        )
     for name, slope in ((surface.size, by_size), ("tokens", by_tokens)):
-        if slope[0, 0] > 0:
+        if slope[0, 0] > 1e-9 * abs(loss[0, 0]):
             out.append(
                 _warn(
                     f"loss-rises-with-{name}",
@@ -247,6 +325,12 @@ def _edges(surface: Surface, best: Optima) -> list[Finding]:
                 )
             )
     return out
+
+
+def _limits_text(limits: Limits) -> str:
+    """The limits on tokens in words, with their verb."""
+    names = [limit.name for limit in limits.held if limit.cost.bounds("tokens")]
+    return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'}"
 
 
 def _about_budget(surface: Surface, budget: Budget, point: Mapping[str, float]) -> list[Finding]:

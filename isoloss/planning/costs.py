@@ -1,12 +1,13 @@
 """What a run costs, as sums of products of its axes: exact units, and closed forms both ways.
 
-A new cost is one more function here; a new axis (bits, experts) is one more name in its terms.
+A new cost is one more function here. The functions are of a dense model of one stream; :func:`with_axes` puts further
+axes of a law (streams, experts, bits) into their terms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,50 @@ def _sum(terms: Sequence[Term], x: Mapping[str, Any]) -> Any:
             part = part * x[axis]
         total = total + part
     return total
+
+
+COMPUTED = ("streams", "expert_density")
+"""Axes that FLOPs per token are proportional to, with ``params`` counting all experts."""
+
+TRAINED_BITS = ("bits_weights", "bits_activations", "bits_kv")
+FULL_BITS = 16.0
+
+
+def with_axes(cost: Cost, axes: Collection[str], bits: bool = False) -> Cost:
+    r"""The cost of a model that has these axes too.
+
+    FLOPs and all that follows from them (device-hours, money): times ``streams``, each of which computes the whole
+    model, and times ``expert_density``, the share of the parameters that one token passes through. Stored bytes:
+    all parameters, at ``bits_post`` where the law reads it, else at ``bits_weights``; streams share their weights.
+
+    Args:
+        cost: of a dense model of one stream, in 16 bits.
+        axes: of the law.
+        bits: count the FLOPs of training in 16-bit units, :math:`6ND \cdot P/16` (Kumar et al. 2024,
+            arXiv:2411.04330), P the mean of the bits in training that the law reads.
+
+    Example:
+        >>> cost = with_axes(train_flops(), ["params", "tokens", "streams"])
+        >>> cost.value({"params": 1e9, "tokens": 2e10, "streams": 4})
+        4.8e+20
+        >>> with_axes(stored_bytes(), ["bits_post"]).value({"params": 8e9, "bits_post": 4})
+        4000000000.0
+    """
+    if cost.name in ("params", "tokens"):
+        return cost
+    if cost.name == "bytes":
+        stored = next((axis for axis in ("bits_post", "bits_weights") if axis in axes), None)
+        return cost if stored is None else replace(cost, terms=((1 / 8.0, ("params", stored)),))
+    more = tuple(axis for axis in COMPUTED if axis in axes)
+    trained = [axis for axis in TRAINED_BITS if axis in axes] if bits else []
+    terms: list[Term] = []
+    for coefficient, own in cost.terms:
+        if "tokens" in own and trained:  # of training
+            share = coefficient / FULL_BITS / len(trained)
+            terms += [(share, (*own, *more, axis)) for axis in trained]
+        else:
+            terms.append((coefficient, (*own, *more)))
+    return replace(cost, terms=tuple(terms))
 
 
 def params() -> Cost:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from isoloss.fitting.result import Fit
 from isoloss.laws.law import Law
 from isoloss.planning import costs
+from isoloss.planning.axes import PLANE, settle
 from isoloss.planning.belief import Belief, belief
 from isoloss.planning.budget import Budget
 from isoloss.planning.question import question
@@ -67,6 +68,7 @@ def isoflop_curve(
     span: float = 30.0,
     coverage: float | None = None,
     theta: Any = None,
+    hold: Mapping[str, float] | None = None,
 ) -> Curve:
     """Loss against size with all of ``flops`` spent, :math:`D = C/(6N)`.
 
@@ -76,9 +78,10 @@ def isoflop_curve(
         points: how many sizes, log-spaced.
         span: sizes from the optimum / span to the optimum * span.
         coverage, theta: as in :func:`isoloss.plan`.
+        hold: values of further axes; those of a composed law that are not named are absent, at their reference.
 
     Raises:
-        ValueError: an argument is out of range, or the law has not both a size and tokens.
+        ValueError: an argument is out of range, the law has not both a size and tokens, or needs a further axis.
 
     Example:
         >>> curve = isoflop_curve("hoffmann", 1e21, 3, span=10, theta="besiroglu-2024")
@@ -86,12 +89,12 @@ def isoflop_curve(
         [2.477, 2.306, 2.482]
     """
     held = _held(source, theta, coverage, points, span)
-    best = _optima(held, held.theta[None], flops)
+    others = _others(held, hold)
+    best = _optima(held, held.theta[None], flops, others)
     x = _around(best.x[0], points, span)
-    d = math.log(flops / costs.TRAIN_FLOPS) - x
-    loss = _band(
-        held, Surface(held.law, held.theta[None]).loss(x, d), Surface(held.law, held.draws).loss(x, d)
-    )
+    d, _ = _limits(held, flops, others).frontier(x)
+    plug_in, draws = (Surface(held.law, theta, others=others) for theta in (held.theta[None], held.draws))
+    loss = _band(held, plug_in.loss(x, d), draws.loss(x, d))
     return Curve(np.exp(x[0]), _exact(np.exp(d[0])), loss, held.coverage)
 
 
@@ -103,11 +106,12 @@ def isoloss_curve(
     span: float = 30.0,
     coverage: float | None = None,
     theta: Any = None,
+    hold: Mapping[str, float] | None = None,
 ) -> Curve:
     """Tokens that each size needs for ``loss``; infinite where a size cannot reach it.
 
     Args:
-        source, points, span, coverage, theta: as in :func:`isoflop_curve`; the span is around the size
+        source, points, span, coverage, theta, hold: as in :func:`isoflop_curve`; the span is around the size
             that gets there with the fewest training FLOPs.
         loss: in the unit of the law's target.
 
@@ -120,9 +124,10 @@ def isoloss_curve(
         ['1.56e+11', '6.19e+10', '3.55e+10']
     """
     held = _held(source, theta, coverage, points, span)
-    asked = question(held, Budget(loss=loss))
+    others = _others(held, hold)
+    asked = question(held, Budget(loss=loss), others)
     x = _around(asked.plug_in().optima.x[0], points, span)
-    plug_in, draws = Surface(held.law, held.theta[None]), Surface(held.law, held.draws)
+    plug_in, draws = (Surface(held.law, theta, others=others) for theta in (held.theta[None], held.draws))
     own = np.exp(tokens_for(draws, loss, x)) if len(held.draws) else np.empty((0, points))
     return Curve(
         np.exp(x[0]),
@@ -138,11 +143,12 @@ def frontier(
     *,
     coverage: float | None = None,
     theta: Any = None,
+    hold: Mapping[str, float] | None = None,
 ) -> Frontier:
     """The compute-optimal size, tokens and loss at each of many training budgets.
 
     Args:
-        source, coverage, theta: as in :func:`isoloss.plan`.
+        source, coverage, theta, hold: as in :func:`isoflop_curve`.
         flops: training FLOPs, one per point.
 
     Raises:
@@ -154,8 +160,9 @@ def frontier(
         [21.6, 17.1]
     """
     held = _held(source, theta, coverage, 2, 2.0)
-    best = [_optima(held, held.theta[None], budget) for budget in flops]
-    own = [_optima(held, held.draws, budget) if len(held.draws) else None for budget in flops]
+    others = _others(held, hold)
+    best = [_optima(held, held.theta[None], budget, others) for budget in flops]
+    own = [_optima(held, held.draws, budget, others) if len(held.draws) else None for budget in flops]
 
     def band(name: str) -> Band:
         value = np.stack([getattr(one, name) for one in best], axis=1)
@@ -176,11 +183,31 @@ def _held(source: Fit | Law | str, theta: Any, coverage: float | None, points: i
     return held
 
 
-def _optima(held: Belief, theta: Array, flops: float) -> Optima:
+def _others(held: Belief, hold: Mapping[str, float] | None) -> dict[str, float]:
+    """Values of the further axes; those not named must be ones that the law can do without."""
+    others = settle(held.law, hold, dict.fromkeys(_absent(held.law, hold or {}), (1.0,))).held
+    return dict(others)
+
+
+def _absent(law: Law, hold: Mapping[str, float]) -> list[str]:
+    """Further axes that are not held, which a composed law takes for absent."""
+    missing = [axis for axis in law.axes if axis not in PLANE and axis not in hold]
+    kept = law.given([axis for axis in law.axes if axis not in missing]).axes
+    needed = [axis for axis in missing if axis in kept]
+    if needed:
+        raise ValueError(f"{law.spec} needs {needed[0]} for a curve: add hold={{'{needed[0]}': VALUE}}")
+    return missing
+
+
+def _limits(held: Belief, flops: float, others: Mapping[str, float]) -> Limits:
+    cost = costs.with_axes(costs.train_flops(), list(others))
+    return Limits((Limit("flops", cost, float(flops)),), others)
+
+
+def _optima(held: Belief, theta: Array, flops: float, others: Mapping[str, float]) -> Optima:
     if not costs.TRAIN_FLOPS < flops < math.inf:
         raise ValueError(f"needed training FLOPs above 6 and finite, got {flops}")
-    limit = Limit("flops", costs.train_flops(), float(flops))
-    return best_loss(Surface(held.law, theta), Limits((limit,)))
+    return best_loss(Surface(held.law, theta, others=others), _limits(held, flops, others))
 
 
 def _around(x: float, points: int, span: float) -> Array:

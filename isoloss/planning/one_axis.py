@@ -68,6 +68,13 @@ def plan_one_axis(held: Belief, budget: Budget, within: float) -> Plan:
         costs=_costs(budget, known),
         binding=("loss",) if budget.loss is not None else (tightest,) if tightest else (),
         exchange_rates={f"loss_for_{axis}": _rate(held, axis, amount)},
+        axes=(),
+        epochs=None,
+        rates_between=(),
+        steps=(),
+        slots=held.slots,
+        assumed_separable=held.assumed_separable,
+        tuned=(),
         budget=budget,
         warnings=(
             *outside(held, {axis: amount}),

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from isoloss.planning import cautions
+from isoloss.planning.axes import PLANE
 from isoloss.planning.belief import Belief
 from isoloss.planning.budget import Budget
+from isoloss.planning.combine import Goal
+from isoloss.planning.costs import Cost
 from isoloss.planning.rates import Solved
-from isoloss.planning.search import Optima, best_loss, cheapest
+from isoloss.planning.search import Optima
 from isoloss.planning.surface import Limit, Limits, Surface
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -25,20 +29,41 @@ class Question:
         belief, budget: as given.
         limits: on the plane.
         unique: tokens available, for a law that may repeat them: those are no limit.
+        axes: of the law, those that are absent left out.
+        others: values of the further axes.
     """
 
     belief: Belief
     budget: Budget
     limits: Limits
     unique: float | None
+    axes: tuple[str, ...]
+    others: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def costs(self) -> dict[str, Cost]:
+        """Every cost that the budget defines, of these axes."""
+        return self.budget.costs_of(self.axes)
+
+    @property
+    def goal(self) -> Goal:
+        """What is made small."""
+        if self.budget.loss is None:
+            return Goal(None, None)
+        return Goal(self.costs[self.budget.objective], self.budget.loss)
+
+    def at(self, others: Mapping[str, float]) -> Question:
+        """The same question with the further axes at these values."""
+        return replace(self, others=others, limits=replace(self.limits, others=others))
+
+    def surface(self, theta: Array) -> Surface:
+        """The plane of these thetas, (R, P)."""
+        return Surface(self.belief.law, theta, self.unique, others=self.others)
 
     def solve(self, theta: Array) -> Solved:
         """The optimum of every theta, (R, P)."""
-        surface = Surface(self.belief.law, theta, self.unique)
-        if self.budget.loss is None:
-            return Solved(surface, self.limits, best_loss(surface, self.limits), None)
-        cost = self.budget.defined[self.budget.objective]
-        return Solved(surface, self.limits, cheapest(surface, self.limits, cost, self.budget.loss), cost)
+        surface, goal = self.surface(theta), self.goal
+        return Solved(surface, self.limits, goal.solve(surface, self.limits), goal.cost)
 
     def plug_in(self) -> Solved:
         """The optimum of the best parameters.
@@ -63,7 +88,7 @@ class Question:
         """The limits, and where a cost was made small, no more of it than the plug-in needs."""
         if found.cost is None:
             return self.limits
-        point = {"params": found.optima.params[0], "tokens": found.optima.tokens[0]}
+        point = self.limits.point(found.optima.params[0], found.optima.tokens[0])
         return self.limits.plus(Limit("spend", found.cost, float(found.cost.value(point))))
 
     def draws(self) -> Solved | None:
@@ -71,17 +96,24 @@ class Question:
         return self.solve(self.belief.draws) if len(self.belief.draws) >= 2 else None
 
 
-def question(belief: Belief, budget: Budget) -> Question:
+def question(belief: Belief, budget: Budget, others: Mapping[str, float] | None = None) -> Question:
     """The question on the plane.
 
+    Args:
+        belief, budget: as given.
+        others: values of the further axes; one that is not named is absent, at its reference. None: they are
+            not known yet, see :meth:`Question.at`.
+
     Raises:
-        ValueError: the limits leave an axis free. NoAnswer: not even one parameter fits in them.
+        ValueError: the limits leave an axis free, or bound what a law with such an axis does not tell.
+        NoAnswer: not even one parameter fits in them.
     """
+    axes = tuple(axis for axis in belief.law.axes if others is None or axis in PLANE or axis in others)
+    cautions.check_stored(belief, budget)
     repeats = "tokens_unique" in belief.law.axes
     names = [name for name in budget.given if not (name == "tokens" and repeats)]
-    limits = Limits(tuple(Limit(name, budget.cost(name), budget.given[name]) for name in names))
+    others = dict(others or {})
+    limits = Limits(tuple(Limit(name, budget.cost(name, axes), budget.given[name]) for name in names), others)
     if budget.loss is None:
         cautions.check_bounded(belief, budget, limits)
-    if limits.widest() < 0:
-        raise cautions.no_room(limits)
-    return Question(belief, budget, limits, budget.tokens if repeats else None)
+    return Question(belief, budget, limits, budget.tokens if repeats else None, axes, others)

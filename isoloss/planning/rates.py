@@ -79,7 +79,7 @@ def _shadow_prices(one: Solved) -> dict[str, Array]:
     x, d = one.optima.x[:, None], one.optima.d[:, None]
     loss, by_size, by_tokens = (part[:, 0] for part in one.surface.slopes(x, d))
     log_loss = np.stack([by_size, by_tokens], axis=-1) / loss[:, None]
-    point = {"params": np.exp(x[:, 0]), "tokens": np.exp(d[:, 0])}
+    point = one.limits.point(np.exp(x[:, 0]), np.exp(d[:, 0]))
     names = [limit.name for limit in one.limits.held]
     used = one.limits.at(x[:, 0], d[:, 0])
     gradients = [_gradient(limit.cost, point) for limit in one.limits.held]

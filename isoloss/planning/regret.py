@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
 from isoloss.planning.rates import Solved
 from isoloss.planning.result import NearOptimal, RegretChoice
 from isoloss.planning.search import best_loss, stretch
-from isoloss.planning.surface import Limits, Surface
+from isoloss.planning.surface import Limits
 
 
 def regret_choice(plug_in: Solved, draws: Solved | None, limits: Limits) -> RegretChoice:
@@ -24,7 +25,7 @@ def regret_choice(plug_in: Solved, draws: Solved | None, limits: Limits) -> Regr
             float(best.params[0]), float(best.tokens[0]), float(best.loss[0]), math.nan, math.nan
         )
     surface = draws.surface
-    pooled = Surface(surface.law, surface.theta, surface.unique, pooled=True)
+    pooled = replace(surface, pooled=True)
     choice = best_loss(pooled, limits)
     own = draws.optima if draws.cost is None else best_loss(surface, limits)
     mean_of_best = float(np.mean(own.loss))

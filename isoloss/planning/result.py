@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -40,6 +40,113 @@ class Rate:
     high: float
     unit: str
     reading: str
+
+
+@dataclass(frozen=True)
+class Between:
+    """Per cent of ``of`` for one per cent of ``per`` at the same loss, at the plan; negative: one replaces the other."""
+
+    of: str
+    per: str
+    rate: Quantity
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the step from a chosen value to a neighbouring one does to the loss, and what that is worth.
+
+    Attributes:
+        axis: its name; of tied axes ``bits_weights=bits_kv``.
+        value, to: the plan's, and the neighbouring value.
+        loss: the loss there minus that of the plan, size and tokens unchanged [unit of the loss].
+        params, tokens: the factor by which each would change for that loss at the plan's value; 0 and infinite where
+            no change does.
+        reading: a sentence.
+    """
+
+    axis: str
+    value: float
+    to: float
+    loss: Quantity
+    params: Quantity
+    tokens: Quantity
+    reading: str
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """One value that an axis could have.
+
+    Attributes:
+        value: the value.
+        objective: the least objective with it (loss, or the cost made small) in the plug-in law; infinite where none.
+        gap: how much more that is than with the plan's choices: of a loss the difference, of a cost the share. The
+            interval is over the draws, size and tokens found anew in each.
+        p_best: share of the draws in which it is the best value; NaN without draws.
+        expected_regret: mean over the draws of what it gives away against the draw's own best, as ``gap``.
+    """
+
+    value: float
+    objective: float
+    gap: Quantity
+    p_best: float
+    expected_regret: float
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A further axis of the law in a plan.
+
+    Attributes:
+        name: of tied axes ``bits_weights=bits_kv``.
+        how: ``held``, ``chosen`` from values, ``searched``, or ``left-out`` (absent, at its reference).
+        value: the plan's, with the interval over the best values of the draws; NaN where left out.
+        alternatives: of a chosen one every value, in order.
+        by_default: nothing was said about it, so that the values are those of isoloss.
+    """
+
+    name: str
+    how: Literal["held", "chosen", "searched", "left-out"]
+    value: Quantity
+    alternatives: tuple[Alternative, ...]
+    by_default: bool
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where the value of one parameter of the law comes from.
+
+    Attributes:
+        name: the parameter.
+        status: ``fitted``, ``tied``, ``fixed``, ``borrowed`` or ``at-bound``.
+        origin: of a borrowed one the published fit, or the range it is drawn from; else empty.
+    """
+
+    name: str
+    status: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A hyper-parameter by its own law, at the planned point.
+
+    Attributes:
+        name: ``lr`` or ``batch_tokens``.
+        law: its law.
+        value: at the planned point; the interval is over the draws of that law.
+        over_optima: the same value with the interval over the draws of both: each draw of the law at the optimum of a
+            draw of the plan.
+        reach: how far the point lies outside the rows of its fit, 1 inside; NaN where they are not known.
+        valid_for: what its paper says it holds for.
+    """
+
+    name: str
+    law: str
+    value: Quantity
+    over_optima: Quantity
+    reach: float
+    valid_for: str
 
 
 @dataclass(frozen=True)
@@ -84,8 +191,8 @@ class Objective:
 class Plan:
     """The answer to a budget.
 
-    Intervals of ``params``, ``tokens`` and ``tokens_per_param`` are over the optima of the single draws:
-    how well the runs determine the optimum. Intervals of ``loss`` and ``loss_run`` are over the draws *at
+    Intervals of ``params``, ``tokens`` and ``tokens_per_param`` are over the optima of the single draws, with the
+    further axes as planned: how well the runs determine the optimum. Intervals of ``loss`` and ``loss_run`` are over the draws *at
     the planned point*: how well the runs determine what will be measured there.
 
     Attributes:
@@ -100,6 +207,13 @@ class Plan:
         costs: name -> value at the plan, units as in :mod:`isoloss.planning.costs`.
         binding: limits that are used up (and ``loss`` where a loss is wanted).
         exchange_rates: name -> rate at the plan.
+        axes: the law's further axes (bits, experts, streams), each held, chosen, searched or left out.
+        epochs: passes over the tokens available, where the law may repeat them; else None.
+        rates_between: what each axis is worth in each other one.
+        steps: what a step from each chosen value to its neighbours is worth.
+        slots: where the value of each parameter comes from.
+        assumed_separable: pieces of the law that no paper fitted together.
+        tuned: learning rate and batch by their own laws.
         budget: what was asked.
         warnings: what a reader of the plan must know, each with a code and a why.
         belief: the law with its draws that the plan was made from; not in the JSON.
@@ -127,9 +241,26 @@ class Plan:
     costs: Mapping[str, float]
     binding: tuple[str, ...]
     exchange_rates: Mapping[str, Rate]
+    axes: tuple[Axis, ...]
+    epochs: Quantity | None
+    rates_between: tuple[Between, ...]
+    steps: tuple[Step, ...]
+    slots: tuple[Slot, ...]
+    assumed_separable: tuple[tuple[str, str], ...]
+    tuned: tuple[Tuned, ...]
     budget: Budget
     warnings: tuple[Finding, ...]
     belief: Belief
+
+    @property
+    def others(self) -> dict[str, float]:
+        """Values of the further axes at the plan, those left out not among them."""
+        return {
+            name: axis.value.value
+            for axis in self.axes
+            if axis.how != "left-out"
+            for name in axis.name.split("=")
+        }
 
     def to_json(self) -> dict[str, Any]:
         """The document of ``isoloss plan --json``; unknown or infinite values are null."""
@@ -144,8 +275,18 @@ class Plan:
             "costs": _finite(self.costs),
             "binding": list(self.binding),
             "exchange_rates": {name: _finite(asdict(rate)) for name, rate in self.exchange_rates.items()},
+            "axes": [_finite(asdict(axis)) for axis in self.axes],
+            "epochs": None if self.epochs is None else _finite(asdict(self.epochs)),
+            "rates_between": [_finite(asdict(rate)) for rate in self.rates_between],
+            "steps": [_finite(asdict(step)) for step in self.steps],
+            "slots": [asdict(slot) for slot in self.slots],
+            "assumed_separable": [list(pair) for pair in self.assumed_separable],
+            "tuned": [_finite(asdict(entry)) for entry in self.tuned],
             "budget": self.budget.to_json(),
-            "warnings": [{"code": w.code, "text": w.text, "why": w.why, "do": w.do} for w in self.warnings],
+            "warnings": [
+                {"code": w.code, "level": w.level, "text": w.text, "why": w.why, "do": w.do}
+                for w in self.warnings
+            ],
         }
 
     def rows(self) -> list[tuple[str, str, str]]:
@@ -161,6 +302,14 @@ class Plan:
             (name, _shown(name, q.value), _interval(name, q))
             for name, q in named.items()
             if not math.isnan(q.value) and not (q is self.loss_run and math.isnan(q.low))
+        ]
+        more = [
+            *((f"{axis.name} ({axis.how})", axis.value) for axis in self.axes if axis.how != "left-out"),
+            *([("epochs", self.epochs)] if self.epochs is not None else []),
+            *((entry.name, entry.over_optima) for entry in self.tuned),
+        ]
+        out += [
+            (name, _shown(name, q.value), "" if " (held)" in name else _interval(name, q)) for name, q in more
         ]
         if self.objective.minimise != "loss":
             aim = self.objective
@@ -179,9 +328,16 @@ class Plan:
         lines = [f"plan by {self.law}, {sure} intervals"]
         lines += [f"  {name:<22}{value:>10}  {ends}".rstrip() for name, value, ends in self.rows()]
         lines += [f"  {note}" for note in self._notes()]
-        lines += [f"  {rate.reading}" for rate in self.exchange_rates.values()]
+        lines += [f"  {reading}" for reading in self._readings()]
         lines += [f"  {w.level} {w.code}: {w.text}" for w in self.warnings]
         return "\n".join(lines)
+
+    def _readings(self) -> list[str]:
+        """Every rate and step as a sentence."""
+        return [
+            *(rate.reading for rate in self.exchange_rates.values()),
+            *(step.reading for step in self.steps),
+        ]
 
     def _notes(self) -> list[str]:
         """Regret, near-optimal sizes, limits and costs, a line each."""
@@ -196,9 +352,27 @@ class Plan:
             notes.append(f"within {near.within:.2%} of the loss from {ends}")
         return [
             *notes,
+            *self._about_axes(),
             f"binding: {', '.join(self.binding) or 'nothing'}",
             f"costs: {', '.join(self._costs())}",
         ]
+
+    def _about_axes(self) -> list[str]:
+        """How sure each choice is, what was left out and what a hyper-parameter's law holds for, a line each."""
+        out = []
+        for axis in self.axes:
+            shares = {a.value: a.p_best for a in axis.alternatives if a.p_best >= 0.005}
+            if shares:
+                best = ", ".join(f"{v:g} in {p:.0%}" for v, p in sorted(shares.items(), key=lambda e: -e[1]))
+                out.append(f"{axis.name} best at {best} of the draws")
+            if axis.how == "left-out":
+                out.append(f"{axis.name} left out: the law at its reference, that of tuned runs")
+        for entry in self.tuned:
+            q = entry.value
+            own = "" if math.isnan(q.low) else f", at the planned point {_interval(entry.name, q)}"
+            valid = f". Valid for: {entry.valid_for}" if entry.valid_for else ""
+            out.append(f"{entry.name} by {entry.law}{own}{valid}")
+        return out
 
     def _costs(self) -> list[str]:
         """The costs as text; total FLOPs only where they are more than those of training."""
@@ -211,7 +385,7 @@ class Plan:
 
     def _repr_html_(self) -> str:
         table = "".join(f"<tr><td>{escape(n)}</td><td>{v}</td><td>{i}</td></tr>" for n, v, i in self.rows())
-        lines = [*self._notes(), *(rate.reading for rate in self.exchange_rates.values())]
+        lines = [*self._notes(), *self._readings()]
         readings = "".join(f"<li>{escape(line)}</li>" for line in lines)
         notes = "".join(f"<li><b>{w.code}</b>: {escape(w.text)}</li>" for w in self.warnings)
         head = "interval" if math.isnan(self.loss.low) else f"{100 * self.coverage:g}% interval"
@@ -236,14 +410,20 @@ def spread(values: Array, coverage: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _finite(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN and no infinity: null."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
+def _finite(entry: Any) -> Any:
+    """JSON has no NaN and no infinity: null, at any depth."""
+    if isinstance(entry, Mapping):
+        return {k: _finite(v) for k, v in entry.items()}
+    if isinstance(entry, tuple):
+        return [_finite(v) for v in entry]
+    return None if isinstance(entry, float) and not math.isfinite(entry) else entry
 
 
 def _shown(name: str, value: float) -> str:
     if math.isinf(value):
         return "no limit"
+    if name == "lr":
+        return f"{value:.3g}"
     return f"{value:.4f}" if name.startswith("loss") else format_count(value)
 
 

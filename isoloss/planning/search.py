@@ -20,6 +20,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 POINTS = 48  # of the coarse bracket
 HALVINGS = 44  # of a bracket of a few units: to about 1e-13, what the slope's sign resolves
+COARSE = 26  # of the whole axis, to 1e-6: where a loss turns, it is flat
 STEPS = 100  # of a bracketed Newton search, at the very most
 
 
@@ -56,9 +57,9 @@ def lowest(
     return bisect(lambda x: slope(x) > 0, np.where(rising, left, middle), np.where(rising, middle, right))
 
 
-def bisect(above: Callable[[Array], Array], low: Array, high: Array) -> Array:
+def bisect(above: Callable[[Array], Array], low: Array, high: Array, halvings: int = HALVINGS) -> Array:
     """Where ``above`` turns from false to true in [low, high], for every row at once."""
-    for _ in range(HALVINGS):
+    for _ in range(halvings):
         middle = 0.5 * (low + high)
         up = above(middle)
         low, high = np.where(up, low, middle), np.where(up, middle, high)
@@ -66,14 +67,14 @@ def bisect(above: Callable[[Array], Array], low: Array, high: Array) -> Array:
 
 
 def best_loss(surface: Surface, limits: Limits) -> Optima:
-    """The point of least loss within the limits, per row.
+    """The point of least loss within the limits, per row; NaN where nothing fits in.
 
-    More of either axis never hurts a law that plans are made for, so all tokens allowed are spent and one
-    axis is left: N.
+    Where more of either axis never hurts, all tokens allowed are spent and one axis is left: N. Tokens may hurt (a term
+    of quantisation does that). Some are then left unspent only at the largest size that limits without tokens allow:
+    at any other, a larger model on the same tokens would do better.
     """
     top = limits.widest()
-    if top < 0:
-        return Optima(*(np.full(surface.rows, np.nan) for _ in range(3)))
+    low = np.zeros((surface.rows, 1))
 
     def value(x: Array) -> Array:
         return surface.loss(x, limits.frontier(x)[0])
@@ -84,22 +85,54 @@ def best_loss(surface: Surface, limits: Limits) -> Optima:
         # at the search edge along is 0 and tokens may be worth nothing: no 0 * inf
         return by_size + np.where(along == 0, 0.0, by_tokens * along)
 
-    low = np.zeros((surface.rows, 1))
-    x = lowest(value, slope, low, low + top)
+    x = lowest(value, slope, low, low + np.maximum(top, 0.0))
     d, _ = limits.frontier(x)
+    loss = surface.loss(x, d)
+    widest = low + np.maximum(np.minimum(top, limits.without_tokens().widest()), 0.0)
+    spent = spend_within(surface, limits, widest)
+    with np.errstate(invalid="ignore"):
+        better = surface.loss(widest, spent) < loss
+    x, d = np.where(better, widest, x), np.where(better, spent, d)
+    x, d = (np.where(top < 0, np.nan, part) for part in (x, d))
     return Optima(x[:, 0], d[:, 0], surface.loss(x, d)[:, 0])
+
+
+def spend_within(surface: Surface, limits: Limits, x: Array, halvings: int = HALVINGS) -> Array:
+    """ln of the tokens to spend at ``x``: no more than the limits allow, and than pays."""
+    return _sated(surface, x, limits.frontier(x)[0], halvings)
+
+
+def _rises(surface: Surface, x: Array, d: Array) -> Array:
+    """Whether the loss rises with tokens, beyond rounding."""
+    loss, _, by_tokens = surface.slopes(x, d)
+    return np.asarray(by_tokens > 1e-12 * np.abs(loss))
+
+
+def _sated(surface: Surface, x: Array, d: Array, halvings: int = HALVINGS) -> Array:
+    """ln of the tokens at which the loss stops falling at ``x``; ``d`` where it falls all the way."""
+    shape = np.broadcast_shapes((surface.rows, 1), x.shape, d.shape)
+    d = np.broadcast_to(d, shape)
+    rises = _rises(surface, x, d)
+    if not rises.any():
+        return d
+    turn = bisect(lambda at: _rises(surface, x, at), np.zeros(shape), np.maximum(d, 0.0), halvings)
+    return np.where(rises, turn, d)
 
 
 def tokens_for(surface: Surface, loss: float | Array, x: Array, tolerance: float = 1e-12) -> Array:
     """ln of the tokens that reach ``loss`` at ln N = ``x``; infinite where 1e30 tokens do not.
 
     Newton steps, kept in a bracket, on the log of what is left above the loss that endless tokens would
-    give at this size: a straight line for a power law, whose root one step finds.
+    give at this size: a straight line for a power law, whose root one step finds. Where tokens beyond some number
+    raise the loss, the root is below it.
     """
     shape = np.broadcast_shapes((surface.rows, 1), x.shape)
-    low, high, d = np.zeros(shape), np.full(shape, EDGE), np.full(shape, 0.4 * EDGE)
-    endless = surface.loss(x, np.full((1, 1), FAR))
-    never, at_once = surface.loss(x, low + EDGE) > loss, surface.loss(x, low) <= loss
+    low, d = np.zeros(shape), np.full(shape, 0.4 * EDGE)
+    high = _sated(surface, x, np.full((1, 1), EDGE), COARSE)
+    d = np.minimum(d, high)
+    least = surface.loss(x, high)
+    endless = np.where(high < EDGE, least, surface.loss(x, np.full((1, 1), FAR)))
+    never, at_once = least > loss, surface.loss(x, low) <= loss
     for _ in range(STEPS):
         level, _, by_tokens = surface.slopes(x, d)
         short = level > loss
@@ -129,18 +162,22 @@ def cheapest(surface: Surface, limits: Limits, cost: Cost, loss: float) -> Optim
     out = Optima(*(np.full(surface.rows, np.nan) for _ in range(3)))
     if not able.any():
         return out
-    part = Surface(surface.law, surface.theta[able], surface.unique)
+    part, limits = surface.rows_at(able), limits.rows_at(able)
 
     def value(x: Array) -> Array:
-        return np.asarray(np.log(cost.value(_point(x, tokens_for(part, loss, x, tolerance=1e-3)))))
+        return np.asarray(np.log(cost.value(point(x, tokens_for(part, loss, x, tolerance=1e-3)))))
 
     def slope(x: Array) -> Array:
         d = tokens_for(part, loss, x)
         _, by_size, by_tokens = part.slopes(x, d)
         along = -by_size / by_tokens
         return np.asarray(
-            cost.elasticity("params", _point(x, d)) + cost.elasticity("tokens", _point(x, d)) * along
+            cost.elasticity("params", point(x, d)) + cost.elasticity("tokens", point(x, d)) * along
         )
+
+    def point(x: Array, d: Array) -> dict[str, Any]:
+        with np.errstate(over="ignore"):
+            return limits.point(np.exp(x), np.exp(d))
 
     left, right = stretch(part, limits, best.x[able][:, None], loss)
     with np.errstate(all="ignore"):
@@ -154,16 +191,11 @@ def stretch(surface: Surface, limits: Limits, x: Array, loss: float | Array) -> 
     """The stretch of ln N around ``x`` on which the frontier of the limits reaches ``loss``, (R, 1) each."""
 
     def misses(at: Array) -> Array:
-        return surface.loss(at, limits.frontier(at)[0]) > loss
+        return surface.loss(at, spend_within(surface, limits, at, COARSE)) > loss
 
     ends = []
-    for end in (0.0, limits.widest()):
+    for end in (np.zeros((1, 1)), limits.widest()):
         span = end - x
         share = bisect(lambda t, s=span: misses(x + t * s), np.zeros_like(x), np.ones_like(x))  # type: ignore[misc]
         ends.append(np.where(misses(x + span), x + share * span, end))
     return ends[0], ends[1]
-
-
-def _point(x: Array, d: Array) -> dict[str, Array]:
-    with np.errstate(over="ignore"):
-        return {"params": np.exp(x), "tokens": np.exp(d)}

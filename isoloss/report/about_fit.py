@@ -85,7 +85,7 @@ def data_section(fit: Fit) -> Section:
     rows = [
         (
             named(axis), axis_value(axis, float(x.min())), axis_value(axis, float(x.max())),
-            f"{number(float(x.max() / x.min()), 3)}×", str(len(np.unique(x))),
+            f"{number(float(x.max() / x.min()), 3)}×" if x.min() > 0 else "from 0", str(len(np.unique(x))),
         )
         for axis, x in [*fit.x.items(), (fit.law.target, fit.y)]
     ]  # fmt: skip

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from isoloss.errors import NoAnswer
 from isoloss.fitting.result import Fit
+from isoloss.planning.axes import PLANE
 from isoloss.planning.budget import Budget
+from isoloss.planning.costs import train_flops, with_axes
 from isoloss.planning.curves import Frontier, frontier, isoflop_curve, isoloss_curve
 from isoloss.planning.optimum import plan as make_plan
 from isoloss.planning.result import Plan, Rate
 from isoloss.planning.surface import SIZES
+from isoloss.report.about_axes import axes_said, between_parts, choice_parts
 from isoloss.report.blocks import Part, Row, Section, cautions, picture, table
 from isoloss.report.canvas import named
 from isoloss.report.plans import draw_plan
@@ -82,9 +86,11 @@ def default_budget(fit: Fit) -> Budget | None:
     )
 
 
-def answer(fit: Fit, budget: Budget | None) -> Answer:
-    """The plan for a budget, by default :func:`default_budget`."""
-    budget = budget or default_budget(fit)
+def answer(fit: Fit, asked: Budget | Plan | None) -> Answer:
+    """The plan for a budget, by default :func:`default_budget`; or the plan that is there already."""
+    if isinstance(asked, Plan):
+        return _with_line(fit, asked)
+    budget = asked or default_budget(fit)
     if budget is None:
         axes = listed([named(axis) for axis in fit.law.axes])
         return Answer(None, None, math.nan, f"{fit.law.spec} reads {axes}, whose cost is not known.")
@@ -96,12 +102,22 @@ def answer(fit: Fit, budget: Budget | None) -> Answer:
         )
     except ValueError as error:  # a budget on what the law does not read
         return Answer(None, None, math.nan, f"{str(error).rstrip('.')}.")
+    return _with_line(fit, found)
+
+
+def _with_line(fit: Fit, found: Plan) -> Answer:
+    """The plan, and the frontier from the runs to it, with its further axes."""
     asked = float(found.costs.get("train_flops", math.nan))
     line = None
     if found.belief.plane:
+        # as they are, in 16-bit units or not: those of the runs are
+        cost = with_axes(train_flops(), list(found.others))
+        asked = float(
+            cost.value({"params": found.params.value, "tokens": found.tokens.value, **found.others})
+        )
         flops = run_flops(fit)
         ends = [float(flops.min()), float(flops.max()), asked]
-        line = frontier(fit, np.geomspace(min(ends), max(ends), POINTS))
+        line = frontier(fit, np.geomspace(min(ends), max(ends), POINTS), hold=found.others)
     return Answer(found, line, asked, "")
 
 
@@ -116,22 +132,28 @@ def surface_section(fit: Fit, given: Answer) -> Section:
             "The runs do not determine this law, so a curve through them would show a choice, not a finding."
         )
         return Section("surface", title, (why,))
+    others = given.plan.others if given.plan is not None else {}
+    if given.plan is None and any(axis not in PLANE for axis in fit.law.axes):
+        why = f"Without a plan there is no value of {listed([a for a in fit.law.axes if a not in PLANE])} to draw at."
+        return Section("surface", title, (why,))
     asked = given.asked if math.isfinite(given.asked) else None
     budgets = nice_budgets(run_flops(fit), asked)
-    equal_compute = {budget: isoflop_curve(fit, budget, 61, span=FLOP_SPAN) for budget in budgets}
+    equal_compute = {
+        budget: isoflop_curve(fit, budget, 61, span=FLOP_SPAN, hold=others) for budget in budgets
+    }
     lowest = {budget: float(curve.loss.value.min()) for budget, curve in equal_compute.items()}
     reached = sorted({float(f"{loss:.3g}") for loss in lowest.values()}, reverse=True)
     equal_loss = {}
     for loss in reached:
         try:
-            equal_loss[loss] = isoloss_curve(fit, loss, 121, span=SIZE_SPAN)
+            equal_loss[loss] = isoloss_curve(fit, loss, 121, span=SIZE_SPAN, hold=others)
         except NoAnswer:  # rounded to below the floor
             continue
     first, last = equal_compute[budgets[0]], equal_compute[budgets[-1]]
     said = (
         f"Along equal compute the best size grows from {format_count(_best(first))} at "
         f"{flops_text(budgets[0])} training FLOPs to {format_count(_best(last))} at {flops_text(budgets[-1])}. Near its optimum each curve is flat: a somewhat smaller "
-        "model costs little loss. Bands widen where no run lies.",
+        f"model costs little loss. Bands widen where no run lies.{_held_text(others)}",
     )
     size = named(size_axis(fit))
     parts: list[Part] = [
@@ -149,6 +171,13 @@ def surface_section(fit: Fit, given: Answer) -> Section:
         ),
     ]  # fmt: skip
     return Section("surface", title, said, tuple(parts))
+
+
+def _held_text(others: Mapping[str, float]) -> str:
+    """Where the further axes stand in the pictures."""
+    if not others:
+        return ""
+    return f" All at {listed([f'{name} {value:.4g}' for name, value in others.items()])}, as planned."
 
 
 def _best(curve: object) -> float:
@@ -177,6 +206,7 @@ def plan_section(fit: Fit, given: Answer) -> Section:
             "The asked budget: the curve is the law, the star the plan, red bars its intervals.",
         ),
     ]  # fmt: skip
+    parts[1:1] = choice_parts(found)
     own = [w for w in found.warnings if w.code not in {entry.code for entry in fit.warnings}]
     if own:
         parts.insert(0, cautions(own))
@@ -252,7 +282,7 @@ def _plan_said(fit: Fit, found: Plan) -> tuple[str, ...]:
             f"Averaged over the draws, least loss is given away at {format_count(choice.params)} parameters on "
             f"{format_count(choice.tokens)} tokens."
         )
-    return tuple(said)
+    return (*said, *axes_said(found))
 
 
 def _frontier_table(line: Frontier, size: str) -> Part:
@@ -290,7 +320,8 @@ def rates_section(given: Answer) -> Section:
     rows = [
         (_sentence(rate), _signed(number(rate.value, 3)), _ends(rate), rate.unit) for rate in rates.values()
     ]
-    return Section("rates", title, said, (table("Exchange rates", heads, rows, (1, 2)),))
+    parts = [table("Exchange rates", heads, rows, (1, 2)), *between_parts(given.plan)]
+    return Section("rates", title, said, tuple(parts))
 
 
 def _ends(rate: Rate) -> str:

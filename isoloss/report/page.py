@@ -12,6 +12,7 @@ from isoloss.comparing.backtest import Backtest
 from isoloss.files import refuse_unwritable, write_atomically
 from isoloss.fitting.result import Fit
 from isoloss.planning.budget import Budget
+from isoloss.planning.result import Plan
 from isoloss.report.about_fit import (
     data_section,
     making_section,
@@ -50,7 +51,7 @@ VERDICTS = {
 
 
 def write_report(
-    fit: Fit, path: str | Path, budget: Budget | None = None, ledger: Ledger | None = None
+    fit: Fit, path: str | Path, budget: Budget | Plan | None = None, ledger: Ledger | None = None
 ) -> Path:
     """Write one HTML page about a fit: what was found, how sure it is, and what to train next.
 
@@ -60,7 +61,7 @@ def write_report(
     Args:
         fit: what to report.
         path: of the page.
-        budget: what to plan for; by default ten times the training FLOPs of the dearest run (or ten times
+        budget: what to plan for, or a plan made with this fit (with its choices of further axes); by default ten times the training FLOPs of the dearest run (or ten times
             the most of the law's one axis).
         ledger: predictions that were written down before their runs, for a section on how they came out.
 
@@ -93,7 +94,7 @@ def _how_to_get_one(given: object) -> str:
     return "Make one with isoloss.fit(law, table)"
 
 
-def report_html(fit: Fit, budget: Budget | None = None, ledger: Ledger | None = None) -> str:
+def report_html(fit: Fit, budget: Budget | Plan | None = None, ledger: Ledger | None = None) -> str:
     """The page as text, see :func:`write_report`."""
     given, seen = answer(fit, budget), back_tested(fit)
     sections = (
@@ -131,7 +132,7 @@ def _short(fit: Fit, given: Answer, seen: Backtest | str, sections: Sequence[Sec
     return tuple(said)
 
 
-def command(budget: Budget | None) -> str:
+def command(budget: Budget | Plan | None) -> str:
     """The command that writes this page again.
 
     Example:
@@ -139,9 +140,12 @@ def command(budget: Budget | None) -> str:
         'isoloss report FIT --flops 1e+22 --bytes 8e+09 --bits 16'
     """
     words = ["isoloss report FIT"]
-    for name, value in (budget.to_json() if budget else {}).items():
-        words.append(f"--{name.replace('_', '-')} {value if isinstance(value, str) else f'{value:g}'}")
-    return " ".join(words)
+    limits = budget.budget if isinstance(budget, Plan) else budget
+    for name, value in (limits.to_json() if limits else {}).items():
+        shown = "" if value is True else f" {value if isinstance(value, str) else f'{value:g}'}"
+        words.append(f"--{name.replace('_', '-')}{shown}")
+    others = budget.others if isinstance(budget, Plan) else {}
+    return " ".join([*words, *(f"--hold {name}={value:g}" for name, value in others.items())])
 
 
 def _unbroken(value: object) -> object:

@@ -43,14 +43,14 @@ def draw_plan(axes: Axes, plan: Plan) -> None:
     if not plan.belief.plane:
         _one_axis(axes, plan)
     elif plan.budget.loss is None:
-        _along_budget(axes, plan, question(plan.belief, plan.budget))
+        _along_budget(axes, plan, question(plan.belief, plan.budget, plan.others))
     else:
-        _along_loss(axes, plan, question(plan.belief, plan.budget))
+        _along_loss(axes, plan, question(plan.belief, plan.budget, plan.others))
 
 
 def _along_budget(axes: Axes, plan: Plan, asked: Question) -> None:
-    x = _sizes(plan, asked.limits.widest())
-    d, _ = asked.limits.frontier(x)
+    x = _sizes(plan, float(np.min(asked.limits.widest())))
+    d, _ = asked.limits.frontier(x)  # beyond what pays too: the curve turns up there
     x, d = x[:, d[0] >= 0], d[:, d[0] >= 0]
     n = np.exp(x[0])
     loss = _surface(plan.belief.theta[None], asked).loss(x, d)[0]
@@ -95,7 +95,7 @@ def _along_loss(axes: Axes, plan: Plan, asked: Question) -> None:
 
 
 def _surface(theta: Array, asked: Question) -> Surface:
-    return Surface(asked.belief.law, theta, asked.unique)
+    return asked.surface(theta)
 
 
 def _sizes(plan: Plan, widest: float) -> Array:

@@ -56,7 +56,7 @@ def draw_residuals(axes: Axes, fit: Fit, along: str = FITTED) -> None:
     """
     x = _along(fit, along)
     r = shown_residuals(fit)
-    (losses if along in (FITTED, *LINEAR) else counts)(axes, "x", x)
+    (losses if _plain(fit, along) else counts)(axes, "x", x)
     axes.axhline(0.0, color=GREY, lw=1.0, zorder=0)
     axes.plot(x, r, "o", color=BLUE, zorder=2, **marks(len(r)))
     parts = thirds(fit, along)
@@ -71,6 +71,11 @@ def draw_residuals(axes: Axes, fit: Fit, along: str = FITTED) -> None:
     legend(axes, "upper right")
     name = f"fitted {named(fit.law.target)}" if along == FITTED else named(along)
     dress(axes, name, residual_name(fit), "")
+
+
+def _plain(fit: Fit, along: str) -> bool:
+    """Whether the quantity has no log scale: losses, and axes that may be 0."""
+    return along in (FITTED, *LINEAR, *fit.law.may_be_zero)
 
 
 def thirds(fit: Fit, along: str = FITTED) -> list[tuple[float, float, float]]:
@@ -89,7 +94,7 @@ def thirds(fit: Fit, along: str = FITTED) -> list[tuple[float, float, float]]:
     out = []
     for part in np.unique(place):
         own = place == part
-        centre = np.mean(x[own]) if along in (FITTED, *LINEAR) else np.exp(np.mean(np.log(x[own])))
+        centre = np.mean(x[own]) if _plain(fit, along) else np.exp(np.mean(np.log(x[own])))
         out.append((float(centre), float(np.median(r[own])), 1.2533 * scale / float(np.sqrt(own.sum()))))
     return out if len(out) == THIRDS else []
 

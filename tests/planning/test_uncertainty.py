@@ -80,7 +80,7 @@ def test_json_is_complete_and_finite(fit):
         assert set(document) == {
             "schema", "law", "size", "coverage", "objective", "params", "tokens", "loss", "loss_run",
             "tokens_per_param", "regret_choice", "near_optimal", "costs", "binding", "exchange_rates", "budget",
-            "warnings",
+            "warnings", "axes", "epochs", "rates_between", "steps", "slots", "assumed_separable", "tuned",
         }  # fmt: skip
         for name in ("params", "tokens", "loss", "loss_run", "tokens_per_param"):
             assert set(document[name]) == {"value", "low", "high"}
