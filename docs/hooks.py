@@ -1,6 +1,7 @@
-"""Makes the pages that follow from the code: one per law, their index, the options of the command line.
+"""Makes the pages that follow from the code: one per law, factor and term, their index, the command line.
 
-mkdocs calls the functions ``on_...``. Adding a law to ``isoloss.laws.__all__`` adds its page.
+mkdocs calls the functions ``on_...``. Adding a law to ``isoloss.laws.__all__`` adds its page, and so does a
+factor or term in ``isoloss.laws.parts.__all__``.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import isoloss.laws.parts
 from isoloss.laws import LAWS, get
 from isoloss.laws.law import UNITS, Law
+from isoloss.laws.parts import FACTORS, TERMS
+from isoloss.laws.parts.part import Factor, Part
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -23,11 +27,40 @@ SECTIONS = ("Inputs", "Returns", "Valid for", "Source", "Example")
 WORDS = {
     "params": "parameters",
     "params_nonembedding": "non-embedding parameters",
+    "params_active": "parameters that one token sees",
+    "params_trainable": "trainable parameters",
+    "experts": "experts per routed layer",
+    "expert_density": "share of experts in use",
+    "streams": "parallel streams",
+    "vocab_params": "parameters of the vocabulary",
+    "share_code": "share of the training data that is code",
+    "share_web": "share of the training data that is web text",
+    "samples": "training samples seen",
+    "pool": "distinct samples",
+    "samples_clean": "clean samples",
+    "samples_noisy": "noisy samples",
     "tokens": "training tokens",
     "tokens_unique": "distinct tokens",
     "flops": "training FLOP",
+    "scale_block": "elements that share one scale",
+    "mantissa_bits": "mantissa bits in training",
+    "exponent_bits": "exponent bits in training",
+    "bits_post": "bits of weights after training",
+    "bits_kv": "bits of the KV cache in training",
+    "bits_activations": "bits of activations in training",
+    "bits_weights": "bits of weights in training",
+    "batch_tokens": "tokens per step",
+    "batch_sequences": "sequences per step",
+    "critical_batch": "critical batch (tokens)",
+    "lr": "peak learning rate",
+    "max_attention_logit": "largest attention logit",
+    "step": "step",
+    "steps": "steps",
+    "steps_min": "steps at a batch without end",
     "loss": "loss (nats/token)",
+    "loss_unigram_normalized": "loss less unigram loss (nats/token)",
     "error": "error (share wrong)",
+    "pass_rate": "pass rate",
 }
 
 
@@ -36,6 +69,8 @@ def on_config(config: MkDocsConfig) -> None:
     for entry in config.nav or []:
         if "Laws" in entry:
             entry["Laws"] += [{slug: f"laws/{slug}.md"} for slug in LAWS]
+            for title, slugs in (("Factors", FACTORS), ("Terms", TERMS)):
+                entry["Laws"].append({title: [{slug: f"laws/parts/{slug}.md"} for slug in slugs]})
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
@@ -47,8 +82,11 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put the verbs where the page on the command line wants them."""
-    return markdown.replace("<!-- verbs -->", command_line()) if "<!-- verbs -->" in markdown else markdown
+    """Put the verbs where the page on the command line wants them, and factors and terms where that on them does."""
+    for mark, made in (("<!-- verbs -->", command_line), ("<!-- parts -->", part_table)):
+        if mark in markdown:
+            markdown = markdown.replace(mark, made())
+    return markdown
 
 
 def pages() -> dict[str, str]:
@@ -60,6 +98,8 @@ def pages() -> dict[str, str]:
         out[f"laws/{slug}.md"] = law_page(law, picture is not None)
         if picture is not None:
             out[f"laws/{slug}.svg"] = picture
+    for slug in (*FACTORS, *TERMS):
+        out[f"laws/parts/{slug}.md"] = part_page(part_named(slug))
     return out
 
 
@@ -93,8 +133,8 @@ def mathml(latex: str, display: str) -> str:
     return str(convert(latex, display=display))
 
 
-def parts(law: Law) -> dict[str, str]:
-    """The docstring of a law by section; what stands before the first is ``""``."""
+def parts(law: Law | Part) -> dict[str, str]:
+    """The docstring of a law or part by section; what stands before the first is ``""``."""
     out, name = {"": ""}, ""
     for line in (inspect.getdoc(type(law)) or "").splitlines():
         if line.rstrip(":") in SECTIONS and line.endswith(":"):
@@ -130,13 +170,20 @@ own: a fit gives them, or a published fit by name. [Which one for my table?](../
 
 {table}
 
-A law of one axis takes another in parentheses: `power(flops)`, `hestness(params)`. Two laws that are the
+A law of one axis takes another in parentheses: `power(flops)`, `hestness(params)`; `mixing` and `data-filtering`
+take as many as there are: `mixing(share_code, share_web, share_books)`. Two laws that are the
 same hypothesis in other parameters give the same fit: compare one of the two. The estimators M1 to M4 of
 learning curves are `power`, `hestness`, `m3` and `m4`: [families](../learning-curves.md).
 
 ```sh
 isoloss laws hoffmann
 ```
+
+## Factors and terms
+
+Pieces that change a part of a law, for [laws that compose](../composing.md):
+
+{part_table("parts/")}
 """
 
 
@@ -164,6 +211,65 @@ def law_page(law: Law, picture: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
+def part_named(slug: str) -> Part:
+    """The factor or term of that name, reading all its columns."""
+    part: Part = getattr(isoloss.laws.parts, {**FACTORS, **TERMS}[slug])()
+    return part
+
+
+def part_table(folder: str = "laws/parts/") -> str:
+    """The table of factors and terms, linked to their pages in ``folder``."""
+    rows = []
+    for slug in (*FACTORS, *TERMS):
+        part = part_named(slug)
+        columns = "<br>".join(f"`{name}`" for name in part.columns)
+        rows.append(
+            [
+                f"[{slug}]({folder}{slug}.md)",
+                _kind(part),
+                columns,
+                f"`{part.formula}`{{ .wrap }}",
+                _linked(part.paper),
+            ]
+        )
+    return _table(["part", "kind", "columns", "formula", "paper"], rows)
+
+
+def _kind(part: Part) -> str:
+    return f"factor of `{part.scales}`" if isinstance(part, Factor) else "term"
+
+
+def part_page(part: Part) -> str:
+    """The page of one factor or term."""
+    text = parts(part)
+    factor = isinstance(part, Factor)
+    symbol = ("N_eff/N" if part.scales == "params" else "D_eff/D") if isinstance(part, Factor) else "loss +"
+    spec = f"hoffmann {'*' if factor else '+'} {part.slug}"
+    rows = [
+        ["input", f"`{name}`", UNITS.get(name, "as the column"), WORDS.get(name, "")] for name in part.columns
+    ]
+    reads = ", ".join(f"`{name}`" for name in part.shared)
+    together = ", ".join(f"`{slug}`" for slug in part.together) or "none"
+    name = type(part).__name__
+    # An example about another class of the same file imports what it needs itself.
+    example = f">>> from isoloss.laws.parts import {name}\n{text['Example']}"
+    lines = [
+        f"# {part.slug}", "", f"A {_kind(part)}, for [laws that compose](../../composing.md).", "",
+        as_markdown(text[""]), "", f"`{symbol} {'= ' * factor}{part.formula}`", "",
+        _table(["", "column", "unit", ""], rows), "", as_markdown(text["Inputs"]), "",
+        f"Changes nothing at: {part.reference}.", *([f" Reads {reads} of its base too."] if reads else []), "",
+        "## Parameters", "", _parameters(part), "",
+        "## Published fits", "", _published(part), "",
+        "## Valid for", "", as_markdown(text["Valid for"]), "",
+        f"Fitted together by its paper with: {together}. Beside any other piece it is assumed separable, and the fit "
+        "says so.", "",
+        "## Source", "", f"{_linked(part.paper)}. {as_markdown(text['Source'])}", "",
+        "## Example", "", "```pycon", example, "```", "",
+        "On the command line:", "", "```sh", f'isoloss fit "{spec}" runs.csv --json fit.json', "```",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
 def _inputs(law: Law, text: dict[str, str]) -> str:
     rows = []
     for axis in law.axes:
@@ -174,29 +280,33 @@ def _inputs(law: Law, text: dict[str, str]) -> str:
     return f"{_table(['', 'column', 'unit', ''], rows)}\n\n{as_markdown(text['Inputs'])}"
 
 
-def _parameters(law: Law) -> str:
+def _parameters(law: Law | Part) -> str:
     how = {"log": "its logarithm (positive)", "linear": "itself"}
     rows = [[f"`{p.name}`", p.meaning, how[p.scale], f"{p.low:g} to {p.high:g}"] for p in law.parameters]
     table = _table(["name", "meaning", "fitted as", "allowed range"], rows)
     return f"{table}\n\nA range may follow the data instead; `--bound` sets another."
 
 
-def _published(law: Law) -> str:
+def _published(law: Law | Part) -> str:
     if not law.published:
         return "None are shipped."
-    names = law.names
-    rows = [[f"`{name}`", *(f"{fit.values[p]:.6g}" for p in names)] for name, fit in law.published.items()]
+    names = [parameter.name for parameter in law.parameters]
+    rows = [
+        [f"`{name}`", *(f"{fit.values[p]:.6g}" if p in fit.values else "" for p in names)]
+        for name, fit in law.published.items()
+    ]
     sources: dict[str, list[str]] = {}
     for name, fit in law.published.items():
         sources.setdefault(_linked(fit.source), []).append(f"`{name}`")
-    some = next(iter(law.published))
+    some, fit = next(iter(law.published.items()))
+    by_name = f"`--borrow {[*fit.values][-1]}={some}`"
     return "\n".join(
         [
             _table(["name", *(f"`{p}`" for p in names)], rows),
             "",
             *(f"- {', '.join(known)}: {source}" for source, known in sources.items()),
             "",
-            f'By name: `law.theta("{some}")`, `--borrow {names[-1]}={some}`.',
+            f'By name: `law.theta("{some}")`, {by_name}.' if isinstance(law, Law) else f"By name: {by_name}.",
         ]
     )
 
@@ -252,9 +362,29 @@ def _curves(law: Law) -> list[tuple[str, dict[str, Any]]]:
              {"params": 1e9, "tokens": seen, "tokens_unique": np.minimum(unique, seen)})
             for name, unique in (("10B", 1e10), ("40B", 4e10), ("all", 1e99))
         ]  # fmt: skip
+    if "experts" in law.axes:
+        sizes = np.logspace(7, 10, 200)
+        return [(f"{n} experts", {"params_active": sizes, "experts": n}) for n in (1, 8, 64, 512)]
+    if "expert_density" in law.axes:
+        fixed = {"params": 1e10, "tokens": np.logspace(9, 12, 200)}
+        return [(f"{s:.0%} of experts", {**fixed, "expert_density": s}) for s in (1.0, 0.25, 0.05)]
+    if "vocab_params" in law.axes:
+        sizes = np.logspace(6, 9, 200)
+        return [
+            (f"{n} other parameters", {str(size): value, "vocab_params": sizes, "tokens": 20 * value})
+            for n, value in _SIZES
+        ]
     if size and "tokens" in law.axes:
         tokens = np.logspace(9, 13, 200)
         return [(f"{n} parameters", {size: value, "tokens": tokens}) for n, value in _SIZES]
+    if "step" in law.axes and "batch_tokens" in law.axes:
+        fixed = {"params_nonembedding": 1e8, "step": np.logspace(3, 6, 200)}
+        return [
+            (f"{n} tokens per step", {**fixed, "batch_tokens": b}) for n, b in (("100K", 1e5), ("10M", 1e7))
+        ]
+    if "steps_min" in law.axes:
+        steps = np.logspace(3, 6, 200)
+        return [(f"{n} parameters", {str(size): value, "steps_min": steps}) for n, value in _SIZES]
     if law.axes == ("loss",):
         return [("", {"loss": np.linspace(2.0, 4.5, 200)})]
     return [("", {law.axes[0]: np.logspace(6, 11, 200)})]

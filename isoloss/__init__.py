@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from isoloss.comparing.versus_result import Versus
     from isoloss.errors import NoAnswer, StoreError
     from isoloss.fitting.approaches import envelope, isoflop
+    from isoloss.fitting.borrow import borrow
+    from isoloss.fitting.chain import Chain, chain
     from isoloss.fitting.constraints import Constraints
     from isoloss.fitting.estimate import fit
     from isoloss.fitting.objective import Gaussian, Huber, LeastSquares, StudentT
@@ -49,6 +51,7 @@ __version__ = VERSION
 _HOME = {
     "Backtest": "isoloss.comparing.backtest",
     "Budget": "isoloss.planning.budget",
+    "Chain": "isoloss.fitting.chain",
     "Comparison": "isoloss.comparing.comparison",
     "Constraints": "isoloss.fitting.constraints",
     "Fit": "isoloss.fitting.result",
@@ -69,6 +72,8 @@ _HOME = {
     "Versus": "isoloss.comparing.versus_result",
     "auto": "isoloss.comparing.stack",
     "backtest": "isoloss.comparing.backtest",
+    "borrow": "isoloss.fitting.borrow",
+    "chain": "isoloss.fitting.chain",
     "check": "isoloss.runs",
     "compare": "isoloss.comparing.compare",
     "envelope": "isoloss.fitting.approaches",
@@ -88,6 +93,7 @@ _HOME = {
 __all__ = [
     "Backtest",
     "Budget",
+    "Chain",
     "Comparison",
     "Constraints",
     "Fit",
@@ -108,6 +114,8 @@ __all__ = [
     "Versus",
     "auto",
     "backtest",
+    "borrow",
+    "chain",
     "check",
     "compare",
     "envelope",

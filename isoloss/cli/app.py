@@ -13,9 +13,12 @@ from isoloss.cli.fit import fit
 from isoloss.cli.laws import laws
 from isoloss.cli.ledger import ledger
 from isoloss.cli.level import level
+from isoloss.cli.optimum import optimum
 from isoloss.cli.plan import plan
 from isoloss.cli.predict import predict
 from isoloss.cli.report import report
+from isoloss.cli.samples import samples
+from isoloss.cli.schedule import schedule
 from isoloss.cli.study import study
 from isoloss.cli.versus import versus
 
@@ -26,8 +29,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     pretty_exceptions_enable=False,
 )
-for verb in (laws, check, fit, compare, predict, ledger, plan, report, versus, level):
+for verb in (laws, check, fit, compare, predict, ledger, plan, report, versus, level, optimum, samples):
     app.command()(verb)
+app.add_typer(schedule, name="schedule")
 app.add_typer(study, name="study")
 
 

@@ -32,6 +32,19 @@ Utilisation = Annotated[
 ]
 ServeUtilisation = Annotated[float | None, typer.Option("--serve-utilisation", help="The same in serving.")]
 Price = Annotated[float | None, typer.Option("--price-per-device-hour", help="In any currency.")]
+BitsCost = Annotated[
+    bool,
+    typer.Option("--bits-cost", help="Count training FLOPs in 16-bit units, for a law of bits in training."),
+]
+Hold = Annotated[
+    list[str] | None, typer.Option("--hold", help="A further axis of the law at a value: bits_weights=8.")
+]
+Choose = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--choose", help="Choose a further axis: bits_post=3,4,8, or expert_density=0.02:1 to search."
+    ),
+]
 
 
 def budget_of(
@@ -50,6 +63,7 @@ def budget_of(
     utilisation: float | None,
     serve_utilisation: float | None,
     price_per_device_hour: float | None,
+    bits_cost: bool = False,
 ) -> Budget:
     """The budget that the options describe, counts and sizes as people write them.
 
@@ -78,6 +92,7 @@ def budget_of(
         utilisation=utilisation,
         serve_utilisation=serve_utilisation,
         price_per_device_hour=price_per_device_hour,
+        bits_cost=bits_cost,
     )
     hours = ("--peak", peak), ("--utilisation", utilisation)
     _refuse_unused(hours[:1], hours[1:])

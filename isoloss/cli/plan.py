@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from isoloss.cli.axes import axis_rows, print_axes, print_between
 from isoloss.cli.budget import (
     Bits,
+    BitsCost,
     Bytes,
+    Choose,
     DeviceHours,
     Flops,
+    Hold,
     Loss,
     Minimise,
     Money,
@@ -29,6 +32,8 @@ from isoloss.cli.options import Json, Latex, Markdown, leading_fit, style_of
 from isoloss.cli.show import Style, Table, for_people, interval, number, say, show, write_json
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from isoloss.planning.budget import Budget
 
 
@@ -36,7 +41,8 @@ def plan(
     path: Annotated[
         str,
         typer.Argument(
-            metavar="FIT", help="File of `isoloss fit --json`, or LAW@PUBLISHED without intervals."
+            metavar="FIT",
+            help="File of `isoloss fit --json`, or LAW@PUBLISHED without intervals, of several pieces each with its own.",
         ),
     ],
     flops: Flops = None,
@@ -54,6 +60,23 @@ def plan(
     utilisation: Utilisation = None,
     serve_utilisation: ServeUtilisation = None,
     price_per_device_hour: Price = None,
+    bits_cost: BitsCost = False,
+    hold: Hold = None,
+    choose: Choose = None,
+    borrow: Annotated[
+        str | None,
+        typer.Option(help='Pieces to put beside the fit\'s law: "* precision(bits_weights)@kumar-2024".'),
+    ] = None,
+    value: Annotated[
+        list[str] | None,
+        typer.Option(help="A slot that no published fit gives: C_T=0.1, C_T=0.06:0.18 or n_w=0.3+-0.1."),
+    ] = None,
+    lr: Annotated[
+        str | None, typer.Option(help="Learning rate by this law: a fit's file, or LAW@PUBLISHED.")
+    ] = None,
+    batch: Annotated[
+        str | None, typer.Option(help="Batch by this law: a fit's file, or LAW@PUBLISHED.")
+    ] = None,
     within: Annotated[float, typer.Option(help="Near-optimal: loss within this share of the best.")] = 0.001,
     coverage: Annotated[
         float | None, typer.Option(min=0.01, max=0.999, help="Of intervals; default the fit's.")
@@ -68,14 +91,18 @@ def plan(
     Best loss within limits, or with --loss the cheapest way to it; every number comes with its interval.
     Exit 3 if the fit or the budget has no answer: then the reason, and the least that would be needed.
     """
+    from isoloss.planning.axes import parse_choose, parse_hold
     from isoloss.planning.optimum import plan as make_plan
 
-    style, (source, theta, note) = style_of(md, latex), _source(path, group)
+    style, (source, theta, note) = style_of(md, latex), _source(path, group, borrow, value or [])
     budget = budget_of(
         flops, total_flops, tokens, params, stored, device_hours, money, loss, minimise, serve_tokens, bits, peak,
-        utilisation, serve_utilisation, price_per_device_hour,
+        utilisation, serve_utilisation, price_per_device_hour, bits_cost,
     )  # fmt: skip
-    document = make_plan(source, budget, coverage=coverage, within=within, theta=theta).to_json()
+    document = make_plan(
+        source, budget, coverage=coverage, within=within, theta=theta, hold=parse_hold(hold or []),
+        choose=parse_choose(choose or []), learning_rate=_rule(lr), batch=_rule(batch),
+    ).to_json()  # fmt: skip
     with for_people(json):
         if note:
             say(note, style)
@@ -85,20 +112,63 @@ def plan(
     return 0
 
 
-def _source(path: str, group: str | None) -> tuple[Any, str | None, str]:
-    """A fit from its file, or a law and the name of a published fit from ``hoffmann@besiroglu-2024``.
+def _source(
+    path: str, group: str | None, borrow: str | None, values: Sequence[str]
+) -> tuple[Any, dict[str, float] | None, str]:
+    """A fit from its file, with what it borrows; or pieces with published fits and values of what these leave open.
 
     Of a stack its leading fit, and a line that says so.
     """
-    from isoloss.laws import get
+    given = _values(values)
+    if _is_published(path):
+        if borrow is not None:
+            raise ValueError(f"--borrow goes with a fit's file: write the pieces behind {path} instead")
+        return path, _numbers(given), ""
+    found, note = leading_fit(path, group, "a plan")
+    if borrow is not None:
+        from isoloss.fitting.borrow import borrow as with_pieces
 
-    match = re.fullmatch(r"([\w-]+(?:\(\w+\))?)@([\w.-]+)", path)
-    if match is None:
-        found, note = leading_fit(path, group, "a plan")
-        return found, None, note
-    law = get(match[1])
-    law.published_fit(match[2])  # names what there is, if this is not
-    return law, match[2], ""
+        return with_pieces(found, borrow, given), None, note
+    if given:
+        raise ValueError(f"--value {next(iter(given))} belongs to --borrow: a fit has values of its own")
+    return found, None, note
+
+
+def _is_published(path: str) -> bool:
+    """``hoffmann@besiroglu-2024``, and not a file that is named so."""
+    from pathlib import Path
+
+    return "@" in path and not Path(path).is_file()
+
+
+def _values(texts: Sequence[str]) -> dict[str, float | str]:
+    out: dict[str, float | str] = {}
+    for text in texts:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not (name and equals and value) or name in out:
+            raise ValueError(
+                f"--value needs NAME=NUMBER, NAME=LOW:HIGH or NAME=MEAN+-SD, each name once, got {text!r}"
+            )
+        out[name] = value
+    return out
+
+
+def _numbers(given: dict[str, float | str]) -> dict[str, float] | None:
+    """Values beside published fits: these have no draws, so a range would say nothing."""
+    out = {}
+    for name, value in given.items():
+        try:
+            out[name] = float(value)
+        except ValueError:
+            raise ValueError(f"--value {name} needs a number beside published fits, got {value!r}") from None
+    return out or None
+
+
+def _rule(text: str | None) -> Any:
+    """The law of a hyper-parameter: a fit's file, or LAW@PUBLISHED as it stands."""
+    if text is None or _is_published(text):
+        return text
+    return leading_fit(text, None, "a learning rate or batch")[0]
 
 
 def _print(document: dict[str, Any], budget: Budget, style: Style) -> None:
@@ -120,11 +190,13 @@ def _print(document: dict[str, Any], budget: Budget, style: Style) -> None:
         shown = [number(entry[e], 5) if plain else amount(entry[e]) for e in ("value", "low", "high")]
         label = {"loss_run": "loss of one run", "tokens_per_param": "tokens per parameter"}.get(key, key)
         rows.append([label, shown[0], "—" if entry["low"] is None else f"{shown[1]} to {shown[2]}"])
+    rows += axis_rows(document)
     for name, value in document["costs"].items():
         rows.append([name.replace("_", " "), _cost(name, value), ""])
     head = f"{100 * coverage:g}% interval" if coverage else "interval"
     show(Table(["plan", "value", head], rows), style)
     _print_choices(document, amount, style)
+    print_axes(document, style)
     rates = [
         [
             name,
@@ -136,10 +208,11 @@ def _print(document: dict[str, Any], budget: Budget, style: Style) -> None:
     ]
     if rates:
         show(Table(["exchange rate", "value", head, "reading"], rates), style)
+    print_between(document, style)
     if document["binding"]:
         say(f"binding limits: {', '.join(document['binding'])}", style)
     for entry in document["warnings"]:
-        say(f"warning [{entry['code']}] {entry['text']}", style)
+        say(f"{entry['level']} [{entry['code']}] {entry['text']}", style)
         say(f"    why: {entry['why']}", style)
         say(f"    do:  {entry['do']}", style)
 

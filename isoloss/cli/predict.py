@@ -10,12 +10,17 @@ from isoloss.cli.options import Columns, Format, Json, Latex, Markdown, Units, W
 from isoloss.cli.show import Style, Table, findings, for_people, interval, number, say, show, write_json
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from isoloss.comparing.stack import Stack
+    from isoloss.fitting.chain import Chain
     from isoloss.fitting.prediction import Prediction
     from isoloss.fitting.result import Fit
+    from isoloss.runs import Finding
     from isoloss.study.ledger import Correction
 
 Count = str | None
+ASSUMED = ("assumed-separable", "borrowed")  # codes of fits that hold for every prediction from them
 
 
 def predict(
@@ -39,6 +44,12 @@ def predict(
         float | None, typer.Option(min=0.01, max=0.999, help="Of intervals; default the fit's.")
     ] = None,
     group: Annotated[str | None, typer.Option(help="Which fit of `isoloss fit --by`.")] = None,
+    link: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="A fit from the loss to something else (loss-to-error): predict that."
+        ),
+    ] = None,
     ledger: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Write the prediction of one new run down here, before the run."),
@@ -65,8 +76,11 @@ def predict(
         raise ValueError(f"{'--recalibrate' if recalibrate else '--note'} needs a ledger. Do: --ledger FILE")
     if recalibrate and of != "run":
         raise ValueError("--recalibrate needs --of run: a history of runs says nothing of the mean")
+    if link is not None and (ledger is not None or at is not None):
+        raise ValueError(f"--link needs points as options. Leave {'--ledger' if ledger else '--at'} out")
     style = style_of(md, latex)
     found = load(path, group=group)
+    behind = _link(link, found)
     given = {
         "params": params,
         "params_nonembedding": params_nonembedding,
@@ -90,7 +104,8 @@ def predict(
         points, measured = _table_points(found, at, columns, where, units, format)
     else:
         points = _points(found, words)
-    prediction = found.predict(of=of, coverage=coverage, **points)  # type: ignore[arg-type]
+    source = behind or found
+    prediction = source.predict(of=of, coverage=coverage, **points)  # type: ignore[arg-type]
     correction, numbers = None, None
     if ledger is not None:
         _refuse_measured(at, measured)
@@ -98,6 +113,12 @@ def predict(
             found, prediction, points, ledger, path, note or "", recalibrate
         )
     document = prediction.to_json()
+    fits = [*(found.members if isinstance(found, Stack) else (found,)), *([behind.link] if behind else [])]
+    document["target"] = fits[-1].law.target
+    document["warnings"] = [
+        {name: getattr(entry, name) for name in ("code", "level", "text", "why", "do")}
+        for entry in (_told(fits))
+    ]
     if numbers is not None:
         document["ledger"] = ledger
         for entry, number_ in zip(document["predictions"], numbers, strict=True):
@@ -108,9 +129,11 @@ def predict(
         for entry, value in zip(document["predictions"], measured, strict=True):
             entry["measured"] = value
     with for_people(json):
-        _print(found, prediction, document, style)
-        for fit in found.members if isinstance(found, Stack) else (found,):
-            _warn(fit, style)
+        _print(found, behind, prediction, document, style)
+        for fit in fits:
+            if fit.result != "identified":
+                say(f"the fit is {fit.result}: trust the prediction near the fitted rows only", style)
+        findings(_told(fits), style)
         if correction is not None:
             say(correction.sentence(), style)
         if numbers is not None:
@@ -243,18 +266,34 @@ def _leading(found: Fit | Stack) -> Fit:
     return found.leading if isinstance(found, Stack) else found
 
 
-def _warn(found: Fit, style: Style) -> None:
-    """A fit that is not settled says so with every prediction from it."""
-    if found.result != "identified":
-        say(f"the fit is {found.result}: trust the prediction near the fitted rows only", style)
-        findings([w for w in found.warnings if w.level == "error" or w.code == found.result], style)
+def _link(path: str | None, found: Fit | Stack) -> Chain | None:
+    """The two stages, where a link is given."""
+    from isoloss.fitting.chain import chain
+    from isoloss.fitting.result import load
+
+    return None if path is None else chain(found, load(path))
 
 
-def _print(found: Fit | Stack, prediction: Prediction, document: dict[str, Any], style: Style) -> None:
+def _told(fits: Sequence[Fit]) -> list[Finding]:
+    """What a reader of a prediction must know of its fits: why one is not settled, what is assumed or borrowed."""
+    told = {
+        (entry.code, entry.text): entry
+        for fit in fits
+        for entry in fit.warnings
+        if entry.code in ASSUMED
+        or (fit.result != "identified" and (entry.level == "error" or entry.code == fit.result))
+    }
+    return list(told.values())
+
+
+def _print(
+    found: Fit | Stack, behind: Chain | None, prediction: Prediction, document: dict[str, Any], style: Style
+) -> None:
     from isoloss.runs.units import format_count
 
     what = "level of the law" if prediction.of == "mean" else "one new run"
-    say(f"{_title(found)}: {_leading(found).law.target}, {what}", style)
+    title = _title(found) if behind is None else f"{_title(found)} -> {behind.link.law.spec}"
+    say(f"{title}: {document['target']}, {what}", style)
     scored = any(p.get("measured") is not None for p in document["predictions"])
     headings = [*prediction.x, "median", f"{100 * prediction.coverage:g}% interval", "reach"]
     headings += ["measured", "inside"] if scored else []

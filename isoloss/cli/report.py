@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from isoloss.cli.budget import (
     Bits,
+    BitsCost,
     Bytes,
+    Choose,
     DeviceHours,
     Flops,
+    Hold,
     Loss,
     Minimise,
     Money,
@@ -27,6 +30,11 @@ from isoloss.cli.budget import (
 )
 from isoloss.cli.options import leading_fit
 from isoloss.cli.show import check_writable, say
+
+if TYPE_CHECKING:
+    from isoloss.fitting.result import Fit
+    from isoloss.planning.budget import Budget
+    from isoloss.planning.result import Plan
 
 
 def report(
@@ -47,6 +55,9 @@ def report(
     utilisation: Utilisation = None,
     serve_utilisation: ServeUtilisation = None,
     price_per_device_hour: Price = None,
+    bits_cost: BitsCost = False,
+    hold: Hold = None,
+    choose: Choose = None,
     group: Annotated[str | None, typer.Option(help="Which fit of `isoloss fit --by`.")] = None,
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> int:
@@ -64,17 +75,19 @@ def report(
     if any(limit is not None for limit in limits):
         budget = budget_of(
             flops, total_flops, tokens, params, stored, device_hours, money, loss, minimise, serve_tokens,
-            bits, peak, utilisation, serve_utilisation, price_per_device_hour,
+            bits, peak, utilisation, serve_utilisation, price_per_device_hour, bits_cost,
         )  # fmt: skip
     else:
         _refuse_unused({
             "--minimise": minimise, "--serve-tokens": serve_tokens, "--bits": bits, "--peak": peak,
             "--utilisation": utilisation, "--serve-utilisation": serve_utilisation,
-            "--price-per-device-hour": price_per_device_hour,
+            "--price-per-device-hour": price_per_device_hour, "--bits-cost": bits_cost or None, "--hold": hold,
+            "--choose": choose,
         })  # fmt: skip
     if note:
         say(note)
-    page = write_report(found, out, budget)
+    asked = _planned(found, budget, hold or [], choose or []) if hold or choose else budget
+    page = write_report(found, out, asked)
     if found.result != "identified":
         say(f"the fit is {found.result}: the page says so first")
     say(str(page))
@@ -83,6 +96,20 @@ def report(
 
         webbrowser.open(page.resolve().as_uri())
     return 0
+
+
+def _planned(found: Fit, budget: Budget | None, hold: list[str], choose: list[str]) -> Plan | Budget | None:
+    """The plan with further axes held or chosen; where there is none, the budget, so that the page says why."""
+    from isoloss.errors import NoAnswer
+    from isoloss.planning.axes import parse_choose, parse_hold
+    from isoloss.planning.optimum import plan
+
+    if budget is None:
+        return None
+    try:
+        return plan(found, budget, hold=parse_hold(hold), choose=parse_choose(choose))
+    except NoAnswer:
+        return budget
 
 
 def _refuse_unused(settings: Mapping[str, object]) -> None:

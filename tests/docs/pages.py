@@ -5,6 +5,8 @@
 - ```` ```console ````: each line ``$ isoloss ...`` runs in this process; the lines below it are what it prints
   (standard output, then standard error). ``$ echo $?`` prints the last exit code.
 - In an output a line ``...`` stands for any lines.
+- ``<!-- table: runs.csv = laws/chinchilla/points.csv -->`` puts a published table, which is no part of the project, into
+  the folder; where it is not beside the checkout the page is not run.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from unittest import mock
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```[ ]*$", re.S | re.M)
+TABLE = re.compile(r"^<!-- table: (\S+) = (\S+) -->$", re.M)
+TABLES = ROOT.parent / "shared" / "data"
 SAME = 0.01  # printed numbers may differ by this share between machines
 
 
@@ -61,6 +65,15 @@ def blocks(text: str) -> list[Block]:
     return found
 
 
+def absent_tables(path: Path) -> list[str]:
+    """Published tables that a page reads and that are not beside this checkout."""
+    return [
+        place
+        for _, place in TABLE.findall(path.read_text(encoding="utf-8"))
+        if not (TABLES / place).is_file()
+    ]
+
+
 def run_page(path: Path, folder: Path) -> Iterator[Output]:
     """Run a page in ``folder``, giving each output as it comes.
 
@@ -69,6 +82,8 @@ def run_page(path: Path, folder: Path) -> Iterator[Output]:
     """
     (folder / "examples").symlink_to(ROOT / "examples")
     text = path.read_text(encoding="utf-8")
+    for name, place in TABLE.findall(text):
+        (folder / name).symlink_to(TABLES / place)
     namespace: dict[str, Any] = {"__name__": "__page__"}
     found = blocks(text)
     for block, after in zip(found, [*found[1:], None], strict=False):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-from tests.docs.pages import Output, agrees, page_paths, renewed, run_page
+from tests.docs.pages import Output, absent_tables, agrees, page_paths, renewed, run_page
 
 
 def main(names: list[str]) -> None:
@@ -20,6 +20,9 @@ def main(names: list[str]) -> None:
         raise SystemExit(f"no such page: {', '.join(sorted(unknown))}")
     for path in page_paths():
         if names and path.name not in wanted:
+            continue
+        if absent := absent_tables(path):
+            print(f"{path.name}: left as it is, {', '.join(absent)} not beside this checkout")
             continue
         with tempfile.TemporaryDirectory() as folder:
             outputs = list(run_page(path, Path(folder)))
