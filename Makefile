@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test check docs benchmark clean
+.PHONY: demo test check docs benchmark native sanitize clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m demo.demo
@@ -23,8 +23,20 @@ docs: $(VENV)/.docs
 benchmark: $(VENV)/.test
 	$(BIN)/python -m benchmarks.fit_speed
 
-# Marker files remember what is installed; editing pyproject.toml installs anew.
-$(VENV)/.base: pyproject.toml
+# Anew after an edit of native/; installing does it too.
+native:
+	$(PYTHON) native/build.py
+
+# The tests of native code with the checks of address and undefined behaviour compiled in.
+SANITIZER = -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
+sanitize: $(VENV)/.test
+	CFLAGS="$(SANITIZER)" $(PYTHON) native/build.py build/sanitize
+	ISOLOSS_NATIVE=$(CURDIR)/build/sanitize/libisoloss.so ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so)" \
+	$(BIN)/python -m pytest -q -n 0 tests/native tests/compress/test_kmeans.py
+
+# Marker files remember what is installed; editing pyproject.toml or native code installs anew.
+$(VENV)/.base: pyproject.toml hatch_build.py $(wildcard native/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable .

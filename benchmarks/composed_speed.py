@@ -65,7 +65,9 @@ def table(draws: int, points: int) -> str:
 
 def main() -> None:
     """Print the table, or put it into a page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--draws", type=int, default=4000)
     parser.add_argument("--points", type=int, default=1000)
     parser.add_argument("--out", type=Path)

@@ -15,8 +15,10 @@ import numpy as np
 import isoloss
 from benchmarks.page import put, table
 from benchmarks.tables import LAWS, Columns, rows
+from isoloss.fitting.derived import cutoff
 from isoloss.fitting.result import Fit
-from isoloss.laws.clark import Clark, Cutoff, cutoff_interval
+from isoloss.laws.clark import Clark
+from isoloss.observing import Measured
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -81,18 +83,11 @@ def clark_lines(router: str, found: Fit) -> list[list[str]]:
         [router, f"`{name}`", f"{printed[name]:g}", f"{e.value:.4g}", f"{e.low:.4g} to {e.high:.4g}"]
         for name, e in found.parameters.items()
     ]
-    edge = edge_of(found)
+    edge = cutoff(found)
     return [*out, [router, "N_cutoff", f"{ROUTERS[router]:.3g}", f"{edge.value:.3g}", _ends(edge)]]
 
 
-def edge_of(found: Fit) -> Cutoff:
-    """Where routing stops helping."""
-    sign, names = (1, ("b", "c")) if found.law.slug == "clark" else (-1, ("b_E", "c_E"))
-    b, c = (sign * found.draws[:, found.law.names.index(name)] for name in names)
-    return cutoff_interval((sign * found.values[names[0]], sign * found.values[names[1]]), (b, c))
-
-
-def _ends(edge: Cutoff) -> str:
+def _ends(edge: Measured) -> str:
     return f"{edge.low:.3g} to " + (f"{edge.high:.3g}" if np.isfinite(edge.high) else "no end")
 
 
@@ -103,7 +98,7 @@ def floor_lines(router: str, clark: Fit) -> list[list[str]]:
     out = []
     for spec in ("clark", FLOORED):
         found = clark if spec == "clark" else least_squares(spec, runs)
-        edge, scatter = edge_of(found), float(np.sqrt(np.mean(found.residuals**2)))
+        edge, scatter = cutoff(found), float(np.sqrt(np.mean(found.residuals**2)))
         error, inside = held_back(least_squares(spec, part(runs, ~big)), part(runs, big))
         out.append([router, f"`{spec}`", f"{scatter:.2%}", f"{edge.value:.3g}", _ends(edge), error, inside])
     return out

@@ -96,7 +96,7 @@ class Experts(nn.Module):
 
 def _experts() -> Case:
     """Tokens to width d, 2 of 8 experts with hidden size f, a head to 100 classes."""
-    d, f, experts, best = 128, 256, 8, 2
+    d, f, experts, best = 256, 512, 8, 2
     forward = 2 * N * d * experts + best * N * 2 * (d * f + f * d) + 2 * N * d * 100
     return Case(
         "experts, 2 of 8, gathered (index_add)",
@@ -197,14 +197,14 @@ class Recurrent(nn.Module):
 
 def _lstm() -> Case:
     """Two layers, both directions: at each step 4 gates see the input and the last state."""
-    i, h = 64, 128
+    i, h = 256, 512
     forward = 2 * (2 * N * 4 * h * (i + h)) + 2 * (2 * N * 4 * h * (2 * h + h)) + 2 * N * 2 * h * 100
     return Case("LSTM", lambda: Recurrent(nn.LSTM, i, h, 2, True), ids(500, B, T), forward, 2 * forward)
 
 
 def _gru() -> Case:
     """One layer of 3 gates, step by step: the state before the first step is data and needs no gradient."""
-    i, h = 128, 128
+    i, h = 512, 512
     forward = 2 * N * 3 * h * (i + h) + 2 * N * h * 100
     return Case(
         "GRU",
@@ -248,7 +248,7 @@ class Translator(nn.Module):
 
 def _decoder() -> Case:
     """Self-attention over T, attention from T tokens to 2 T others, a feed-forward layer."""
-    d, f = 128, 512
+    d, f = 256, 1024
     own, other = 2 * N * 4 * d * d, 2 * N * 2 * d * d + 2 * (2 * N) * 2 * d * d
     square = 2 * B * T * T * d + 2 * B * T * (2 * T) * d
     matrices = own + other + 2 * N * 2 * d * f
@@ -263,16 +263,18 @@ class Clicks(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tables = nn.ModuleList(nn.EmbeddingBag(20_000, 32, mode="sum") for _ in range(8))
-        self.network = nn.Sequential(nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 1))
+        self.tables = nn.ModuleList(nn.EmbeddingBag(20_000, 64, mode="sum") for _ in range(8))
+        self.network = nn.Sequential(
+            nn.Linear(512, 1024), nn.ReLU(), nn.Linear(1024, 256), nn.ReLU(), nn.Linear(256, 1)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(torch.cat([table(x) for table in self.tables], dim=-1))
 
 
 def _embeddings() -> Case:
-    """5.1 million parameters in tables that multiply nothing."""
-    forward = 2 * 32 * (256 * 128 + 128)
+    """10.2 million parameters in tables that multiply nothing."""
+    forward = 2 * 32 * (512 * 1024 + 1024 * 256 + 256)
     return Case("embedding-heavy", Clicks, ids(20_000, 32, 4), forward, 2 * forward)
 
 

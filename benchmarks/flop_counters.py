@@ -177,6 +177,8 @@ def measure() -> str:
     right = dict.fromkeys(found_names, 0)
     right_both: dict[str, int] = {}
     for case in CASES:
+        case.make()  # imports what it needs, once for all processes
+    for case in CASES:
         line, second = [case.name], [case.name]
         whole = case.forward + case.backward
         for name in found_names:

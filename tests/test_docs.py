@@ -297,6 +297,7 @@ def documents(tmp_path_factory):
     held = "--tie alpha=beta --prior E~1+-0.3"
     few = "--draws 20"
     begin_a_study(folder)
+    (folder / "nets.py").write_text(textwrap.dedent(NETS), encoding="utf-8")
     verbs = [
         f"fit hoffmann {LADDER} {few} {held}",
         f"fit hoffmann {LADDER} {few} --borrow beta=besiroglu-2024 --fix E=1 --bound alpha=0.1:1",
@@ -313,9 +314,27 @@ def documents(tmp_path_factory):
         "plan 7.json --flops 1e14",
         "plan 7.json --loss 1.5 --serve-tokens 1e9 --peak 1e14 --utilisation 0.4 --price-per-device-hour 2",
         "plan 7.json --flops 1e14 --bytes 1MB --tokens 1G",
-        ["plan", "7.json", "--flops", "1e14", "--tokens", "1M", "--borrow", PIECES, "--value", "C_T=0.06:0.18",
-         "--hold", "bits_weights=8", "--choose", "bits_post=3,4,8", "--lr", "step-law@li-2025", "--bits-cost",
-         "--batch", "step-law-batch@li-2025"],
+        [
+            "plan",
+            "7.json",
+            "--flops",
+            "1e14",
+            "--tokens",
+            "1M",
+            "--borrow",
+            PIECES,
+            "--value",
+            "C_T=0.06:0.18",
+            "--hold",
+            "bits_weights=8",
+            "--choose",
+            "bits_post=3,4,8",
+            "--lr",
+            "step-law@li-2025",
+            "--bits-cost",
+            "--batch",
+            "step-law-batch@li-2025",
+        ],
         "versus 7.json 7.json --at 1e14",
         "level hestness curve.csv --draws 20",
         "optimum rates.csv",
@@ -329,13 +348,14 @@ def documents(tmp_path_factory):
         "study run ended.toml",
         "study status ended.toml",
         "study status begun.toml",
+        "measure nets.py:shared nets.py:bare --what params,flops,noise_scale",
     ]
     log_curves(folder)
     verbs += [
         "schedule fit lr-annealing logged.csv --draws 5 --starts 2 --fix memory=50",
         "schedule choose schedule.json --steps 200 --peak 0.01",
     ]
-    out: dict[str, list] = {}
+    out: dict[str, list] = {"isoloss/roofline/1": [a_roofline()]}
     for i, command in enumerate(verbs):
         given = command.split() if isinstance(command, str) else command
         code, printed = run_command([*given, "--json", f"{i}.json"], folder)
@@ -354,6 +374,33 @@ def log_curves(folder: Path) -> None:
             rows.append(f"{name},{step},{lr!r},{2 + step**-0.5 - 0.1 * (step > 100) * peak * 10!r}")
     (folder / "logged.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     fit_schedules("lr-annealing", folder / "logged.csv", draws=5, starts=2).save(folder / "schedule.json")
+
+
+NETS = """
+    import torch
+    from torch import nn
+    from isoloss.measure import Subject
+    from isoloss.measure.criteria import CrossEntropy
+
+    class Far(nn.Linear):
+        def forward(self, x):
+            return torch.cdist(super().forward(x), x)
+
+    def shared():
+        model = nn.Sequential(*[nn.Linear(32, 32), nn.ReLU()] * 8)
+        return Subject(model, [(torch.randn(8, 32), torch.zeros(8).long())], CrossEntropy(), "shared")
+
+    def bare():
+        return Far(64, 64), torch.randn(8, 64)
+"""
+
+
+def a_roofline() -> dict:
+    """What the file of a roofline holds."""
+    from isoloss.measure.roofline import Ceiling, Roofline
+
+    ceilings = (Ceiling(1, "float32", 1e11, 1e10),)
+    return Roofline("a machine", "2.0", ceilings, 1 << 27, (0.5, 0.7), "2026-01-01").to_json()
 
 
 def begin_a_study(folder: Path) -> None:

@@ -13,6 +13,7 @@ from isoloss.cli.fit import fit
 from isoloss.cli.laws import laws
 from isoloss.cli.ledger import ledger
 from isoloss.cli.level import level
+from isoloss.cli.measure import measure
 from isoloss.cli.optimum import optimum
 from isoloss.cli.plan import plan
 from isoloss.cli.predict import predict
@@ -29,7 +30,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     pretty_exceptions_enable=False,
 )
-for verb in (laws, check, fit, compare, predict, ledger, plan, report, versus, level, optimum, samples):
+for verb in (
+    laws,
+    check,
+    fit,
+    compare,
+    predict,
+    ledger,
+    plan,
+    report,
+    versus,
+    level,
+    optimum,
+    samples,
+    measure,
+):
     app.command()(verb)
 app.add_typer(schedule, name="schedule")
 app.add_typer(study, name="study")

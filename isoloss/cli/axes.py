@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def axis_rows(document: dict[str, Any]) -> list[list[str]]:
     """Rows of the table of the plan: further axes, epochs, learning rate and batch."""
     entries = [
-        *((f"{axis['name']} ({axis['how']})", axis["value"]) for axis in document["axes"]),
+        *((f"{a['name']} ({a['how']})", a["value"]) for a in document["axes"] if a["how"] != "left-out"),
         *([("epochs", document["epochs"])] if document["epochs"] else []),
         *((entry["name"], entry["over_optima"]) for entry in document["tuned"]),
     ]
@@ -21,7 +21,9 @@ def axis_rows(document: dict[str, Any]) -> list[list[str]]:
         [
             name,
             _amount(q["value"]),
-            "—" if q["low"] is None or "(held)" in name else f"{_amount(q['low'])} to {_amount(q['high'])}",
+            "—"
+            if q["low"] is None or "(held)" in name
+            else f"{_amount(q['low'])} to {'no limit' if q['high'] is None else _amount(q['high'])}",
         ]
         for name, q in entries
     ]
@@ -80,24 +82,29 @@ def print_between(document: dict[str, Any], style: Style) -> None:
     names = list(dict.fromkeys(rate["of"] for rate in document["rates_between"]))
     if len(names) > 2:
         values = {(rate["of"], rate["per"]): rate["rate"] for rate in document["rates_between"]}
-        rows = [
-            [per, *("1" if of == per else number(values[of, per]["value"], 3) for of in names)]
-            for per in names
-        ]
+        rows = [[per, *("1" if of == per else _cell(values[of, per], "\n") for of in names)] for per in names]
         show(Table(["1 % more, for % of", *names], rows, "Exchange at the same loss"), style)
     rows = [
         [
             f"{step['axis']} {step['value']:g} to {step['to']:g}",
             number(step["loss"]["value"], 3),
             _ends(step["loss"], "loss"),
-            number(step["params"]["value"], 3),
-            number(step["tokens"]["value"], 3),
+            _cell(step["params"]),
+            _cell(step["tokens"]),
         ]
         for step in document["steps"]
     ]
     if rows:
         head = f"{100 * document['coverage']:g}% interval"
         show(Table(["step at the plan", "loss", head, "as params times", "as tokens times"], rows), style)
+
+
+def _cell(q: dict[str, float | None], apart: str = " ") -> str:
+    """A value, and its interval where there is one."""
+    low, high = q["low"], q["high"]
+    if low is None or high is None:
+        return number(q["value"], 3)
+    return f"{number(q['value'], 3)}{apart}({interval(low, high, 3)})"
 
 
 def _amount(value: float | None) -> str:
@@ -117,6 +124,6 @@ def _gap(value: float | None, aim: str) -> str:
 
 def _ends(q: dict[str, float | None], aim: str) -> str:
     low, high = q["low"], q["high"]
-    if low is None or high is None:
+    if low is None:
         return "—"
-    return interval(low, high, 3) if aim == "loss" else f"{100 * low:.3g}% to {100 * high:.3g}%"
+    return f"{_gap(low, aim)} to {'no limit' if high is None else _gap(high, aim)}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from isoloss.fitting.result import Fit
     from isoloss.planning.budget import Budget
 
 Flops = Annotated[str | None, typer.Option("--flops", help="Training FLOPs, 6ND: 1e22.")]
@@ -44,6 +45,25 @@ Choose = Annotated[
     typer.Option(
         "--choose", help="Choose a further axis: bits_post=3,4,8, or expert_density=0.02:1 to search."
     ),
+]
+
+Borrow = Annotated[
+    str | None,
+    typer.Option(
+        "--borrow", help='Pieces to put beside the fit\'s law: "* precision(bits_weights)@kumar-2024".'
+    ),
+]
+Value = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--value", help="A slot that no published fit gives: C_T=0.1, C_T=0.06:0.18 or n_w=0.3+-0.1."
+    ),
+]
+LearningRate = Annotated[
+    str | None, typer.Option("--lr", help="Learning rate by this law: a fit's file, or LAW@PUBLISHED.")
+]
+Batch = Annotated[
+    str | None, typer.Option("--batch", help="Batch by this law: a fit's file, or LAW@PUBLISHED.")
 ]
 
 
@@ -101,6 +121,65 @@ def budget_of(
     priced = (*hours, ("--price-per-device-hour", price_per_device_hour), ("--serve-tokens", serve_tokens))
     _refuse_unused([("--serve-utilisation", serve_utilisation)], priced)
     return budget
+
+
+def with_pieces(found: Fit, borrow: str | None, values: Sequence[str]) -> Fit:
+    """The fit, with the pieces that it borrows."""
+    given = values_of(values)
+    if borrow is None:
+        if given:
+            raise ValueError(f"--value {next(iter(given))} belongs to --borrow: a fit has values of its own")
+        return found
+    from isoloss.fitting.borrow import borrow as put_beside
+
+    return put_beside(found, borrow, given)
+
+
+def values_of(texts: Sequence[str]) -> dict[str, float | str]:
+    """``["n_w=0.2:0.4"]`` -> ``{"n_w": "0.2:0.4"}``."""
+    out: dict[str, float | str] = {}
+    for text in texts:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not (name and equals and value) or name in out:
+            raise ValueError(
+                f"--value needs NAME=NUMBER, NAME=LOW:HIGH or NAME=MEAN+-SD, each name once, got {text!r}"
+            )
+        out[name] = value
+    return out
+
+
+def is_published(path: str) -> bool:
+    """``hoffmann@besiroglu-2024``, and not a file that is named so.
+
+    Raises:
+        ValueError: a law without one of its published fits, which is no file either.
+    """
+    from pathlib import Path
+
+    if Path(path).is_file():
+        return False
+    if "@" in path:
+        return True
+    from isoloss.laws import get
+
+    try:
+        law = get(path)
+    except ValueError:
+        return False  # a file that is missing
+    first, *others = list(law.published) or [""]
+    how = f"{path}@{first}" + (f" (or {', '.join(others)})" if others else "")
+    if not first or "*" in path or "+" in path:
+        how = "each piece as LAW@PUBLISHED"
+    raise ValueError(f"needed a fit's file, got the law {path!r}. Write {how}, or fit it first")
+
+
+def rule_of(text: str | None) -> Any:
+    """The law of a hyper-parameter: a fit's file, or LAW@PUBLISHED as it stands."""
+    if text is None or is_published(text):
+        return text
+    from isoloss.cli.options import leading_fit
+
+    return leading_fit(text, None, "a learning rate or batch")[0]
 
 
 def _refuse_unused(given: Sequence[tuple[str, object]], needed: Sequence[tuple[str, object]]) -> None:

@@ -31,7 +31,9 @@ def check(
     target = target.given(runs.columns)
     missing = [axis for axis in target.axes if axis not in runs and axis in target.defaults]
     axes = [axis for axis in target.axes if axis not in missing]
-    found = [f for f in check_runs(runs, axes=axes, target=target.target) if notes or f.level != "note"]
+    zero = [axis for axis in target.may_be_zero if axis in runs]
+    every = check_runs(runs, axes=axes, target=target.target, may_be_zero=zero, signed=target.signed)
+    found = [f for f in every if notes or f.level != "note"]
     errors = sum(f.level == "error" for f in found)
     warnings = sum(f.level == "warning" for f in found)
     with for_people(json):

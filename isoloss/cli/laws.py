@@ -12,6 +12,9 @@ from isoloss.cli.show import Style, Table, for_people, number, say, show, write_
 if TYPE_CHECKING:
     from isoloss.laws.law import Law
     from isoloss.laws.parts.part import Part
+    from isoloss.laws.schedules.schedule_law import ScheduleLaw
+
+    Piece = Law | Part | ScheduleLaw
 
 SCHEMA = "isoloss/laws/1"
 
@@ -30,6 +33,7 @@ def laws(
     """List the laws, factors and terms, or show one in full."""
     from isoloss.laws import LAWS, get
     from isoloss.laws.parts import FACTORS, TERMS
+    from isoloss.laws.schedules import SCHEDULE_LAWS
 
     style = style_of(md, latex)
     if law is not None:
@@ -39,7 +43,7 @@ def laws(
         if json is not None:
             write_json(json, {"schema": SCHEMA, "laws": [_document(piece)]})
         return
-    pieces: list[Law | Part] = [*map(get, LAWS), *map(_piece, (*FACTORS, *TERMS))]
+    pieces: list[Piece] = [*map(get, LAWS), *map(_piece, (*FACTORS, *TERMS))]
     rows = []
     for piece in pieces:
         same = getattr(piece, "alias_of", None)
@@ -59,21 +63,24 @@ def laws(
             "One in full: isoloss laws NAME. Your own: docs/own-law.md. Factors and terms: docs/composing.md.",
             style,
         )
+        say(f"Of learning-rate schedules, by isoloss schedule: {', '.join(SCHEDULE_LAWS)}.", style)
     if json is not None:
         write_json(json, {"schema": SCHEMA, "laws": [_document(piece) for piece in pieces]})
 
 
-def _piece(name: str) -> Law | Part:
-    """The law, factor or term of that name.
+def _piece(name: str) -> Piece:
+    """The law, factor or term of that name, or law of schedules.
 
     Raises:
         ValueError: none of that name.
     """
     import re
 
-    from isoloss.laws import parts
+    from isoloss.laws import parts, schedules
 
     slug = re.sub(r"\(.*", "", name).strip().lower().replace("_", "-")
+    if slug in schedules.SCHEDULE_LAWS:
+        return schedules.get(slug)
     known = {**parts.FACTORS, **parts.TERMS}
     if slug not in known:
         try:
@@ -89,24 +96,27 @@ def _piece(name: str) -> Law | Part:
     return part
 
 
-def kind_of(piece: Law | Part) -> str:
-    """What it is to a composed law: ``law``, ``link``, ``factor of params``, ``term``."""
+def kind_of(piece: Piece) -> str:
+    """What it is to a composed law: ``law``, ``link``, ``factor of params``, ``term``; or ``law of schedules``."""
     from isoloss.laws.parts.part import Factor, Part
+    from isoloss.laws.schedules.schedule_law import ScheduleLaw
 
     if isinstance(piece, Factor):
         return f"factor of {piece.scales}"
     if isinstance(piece, Part):
         return "term"
+    if isinstance(piece, ScheduleLaw):
+        return "law of schedules"
     return "link" if piece.axes == ("loss",) else "law"
 
 
-def _inputs(piece: Law | Part) -> tuple[str, ...]:
+def _inputs(piece: Piece) -> tuple[str, ...]:
     from isoloss.laws.parts.part import Part
 
     return piece.reads if isinstance(piece, Part) else piece.axes
 
 
-def _document(piece: Law | Part) -> dict[str, Any]:
+def _document(piece: Piece) -> dict[str, Any]:
     from isoloss.laws.parts.composed import Composed
 
     published = {name: {"values": dict(f.values), "source": f.source} for name, f in piece.published.items()}
@@ -138,14 +148,14 @@ def _document(piece: Law | Part) -> dict[str, Any]:
     }
 
 
-def _show(piece: Law | Part, style: Style) -> None:
+def _show(piece: Piece, style: Style) -> None:
     import inspect
 
     from isoloss.laws.law import UNITS, Law
     from isoloss.laws.parts.composed import Composed
-    from isoloss.laws.parts.part import Factor
+    from isoloss.laws.parts.part import Factor, Part
 
-    if isinstance(piece, Law):
+    if not isinstance(piece, Part):
         say(f"{piece.spec}: {piece.target} = {piece.formula}", style)
     else:
         what = f"{piece.scales} times" if isinstance(piece, Factor) else "the loss plus"
@@ -158,7 +168,7 @@ def _show(piece: Law | Part, style: Style) -> None:
         say(inspect.getdoc(type(piece)) or "", style)
         say("", style)
     inputs = ", ".join(f"{axis} [{UNITS.get(axis, 'as the column')}]" for axis in _inputs(piece))
-    if isinstance(piece, Law):
+    if not isinstance(piece, Part):
         say(f"Inputs: {inputs}. Target: {piece.target} [{UNITS.get(piece.target, 'as the column')}].", style)
     else:
         say(f"Inputs: {inputs}. Changes nothing at: {piece.reference}.", style)

@@ -68,12 +68,15 @@ def optimum(
     if not names:
         raise ValueError("--by needs the columns that make a grid, got none. Give params,tokens")
     lr, loss = runs.numeric("lr", "loss")
+    batch = _batch(runs, seq_len)
     found = grid_optima(
-        lr, loss, _batch(runs, seq_len), dict(zip(names, runs.numeric(*names), strict=True)), window=window,
-        coverage=coverage,
-    )  # fmt: skip
+        lr, loss, batch, dict(zip(names, runs.numeric(*names), strict=True)), window=window, coverage=coverage
+    )
     with for_people(json):
         _print(found, names, style)
+        apart = {"batch_tokens", "batch_sequences"} & {*names}
+        if batch is not None and not apart and all(grid.batch is None for grid in found.grids):
+            say("the batch was not varied within any grid: each best lr is that at its grid's batch.", style)
     if out is not None:
         _write(found, out)
     if kept is not None:

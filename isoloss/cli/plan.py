@@ -8,13 +8,16 @@ import typer
 
 from isoloss.cli.axes import axis_rows, print_axes, print_between
 from isoloss.cli.budget import (
+    Batch,
     Bits,
     BitsCost,
+    Borrow,
     Bytes,
     Choose,
     DeviceHours,
     Flops,
     Hold,
+    LearningRate,
     Loss,
     Minimise,
     Money,
@@ -26,7 +29,12 @@ from isoloss.cli.budget import (
     Tokens,
     TotalFlops,
     Utilisation,
+    Value,
     budget_of,
+    is_published,
+    rule_of,
+    values_of,
+    with_pieces,
 )
 from isoloss.cli.options import Json, Latex, Markdown, leading_fit, style_of
 from isoloss.cli.show import Style, Table, for_people, interval, number, say, show, write_json
@@ -63,20 +71,10 @@ def plan(
     bits_cost: BitsCost = False,
     hold: Hold = None,
     choose: Choose = None,
-    borrow: Annotated[
-        str | None,
-        typer.Option(help='Pieces to put beside the fit\'s law: "* precision(bits_weights)@kumar-2024".'),
-    ] = None,
-    value: Annotated[
-        list[str] | None,
-        typer.Option(help="A slot that no published fit gives: C_T=0.1, C_T=0.06:0.18 or n_w=0.3+-0.1."),
-    ] = None,
-    lr: Annotated[
-        str | None, typer.Option(help="Learning rate by this law: a fit's file, or LAW@PUBLISHED.")
-    ] = None,
-    batch: Annotated[
-        str | None, typer.Option(help="Batch by this law: a fit's file, or LAW@PUBLISHED.")
-    ] = None,
+    borrow: Borrow = None,
+    value: Value = None,
+    lr: LearningRate = None,
+    batch: Batch = None,
     within: Annotated[float, typer.Option(help="Near-optimal: loss within this share of the best.")] = 0.001,
     coverage: Annotated[
         float | None, typer.Option(min=0.01, max=0.999, help="Of intervals; default the fit's.")
@@ -101,7 +99,7 @@ def plan(
     )  # fmt: skip
     document = make_plan(
         source, budget, coverage=coverage, within=within, theta=theta, hold=parse_hold(hold or []),
-        choose=parse_choose(choose or []), learning_rate=_rule(lr), batch=_rule(batch),
+        choose=parse_choose(choose or []), learning_rate=rule_of(lr), batch=rule_of(batch),
     ).to_json()  # fmt: skip
     with for_people(json):
         if note:
@@ -119,38 +117,12 @@ def _source(
 
     Of a stack its leading fit, and a line that says so.
     """
-    given = _values(values)
-    if _is_published(path):
+    if is_published(path):
         if borrow is not None:
             raise ValueError(f"--borrow goes with a fit's file: write the pieces behind {path} instead")
-        return path, _numbers(given), ""
+        return path, _numbers(values_of(values)), ""
     found, note = leading_fit(path, group, "a plan")
-    if borrow is not None:
-        from isoloss.fitting.borrow import borrow as with_pieces
-
-        return with_pieces(found, borrow, given), None, note
-    if given:
-        raise ValueError(f"--value {next(iter(given))} belongs to --borrow: a fit has values of its own")
-    return found, None, note
-
-
-def _is_published(path: str) -> bool:
-    """``hoffmann@besiroglu-2024``, and not a file that is named so."""
-    from pathlib import Path
-
-    return "@" in path and not Path(path).is_file()
-
-
-def _values(texts: Sequence[str]) -> dict[str, float | str]:
-    out: dict[str, float | str] = {}
-    for text in texts:
-        name, equals, value = (part.strip() for part in text.partition("="))
-        if not (name and equals and value) or name in out:
-            raise ValueError(
-                f"--value needs NAME=NUMBER, NAME=LOW:HIGH or NAME=MEAN+-SD, each name once, got {text!r}"
-            )
-        out[name] = value
-    return out
+    return with_pieces(found, borrow, values), None, note
 
 
 def _numbers(given: dict[str, float | str]) -> dict[str, float] | None:
@@ -162,13 +134,6 @@ def _numbers(given: dict[str, float | str]) -> dict[str, float] | None:
         except ValueError:
             raise ValueError(f"--value {name} needs a number beside published fits, got {value!r}") from None
     return out or None
-
-
-def _rule(text: str | None) -> Any:
-    """The law of a hyper-parameter: a fit's file, or LAW@PUBLISHED as it stands."""
-    if text is None or _is_published(text):
-        return text
-    return leading_fit(text, None, "a learning rate or batch")[0]
 
 
 def _print(document: dict[str, Any], budget: Budget, style: Style) -> None:
@@ -191,10 +156,17 @@ def _print(document: dict[str, Any], budget: Budget, style: Style) -> None:
         label = {"loss_run": "loss of one run", "tokens_per_param": "tokens per parameter"}.get(key, key)
         rows.append([label, shown[0], "—" if entry["low"] is None else f"{shown[1]} to {shown[2]}"])
     rows += axis_rows(document)
+    aim = document["objective"]
     for name, value in document["costs"].items():
-        rows.append([name.replace("_", " "), _cost(name, value), ""])
+        if name == "total_flops" and "serve_flops" not in document["costs"]:
+            continue  # those of training
+        least = aim["low"] is not None and aim["minimise"] == name
+        ends = f"{_cost(name, aim['low'])} to {_endless(name, aim['high'])}" if least else ""
+        rows.append([name.replace("_", " "), _cost(name, value), ends])
     head = f"{100 * coverage:g}% interval" if coverage else "interval"
     show(Table(["plan", "value", head], rows), style)
+    if budget.bits_cost:
+        say("training FLOPs are counted in 16-bit units, 6ND times bits/16", style)
     _print_choices(document, amount, style)
     print_axes(document, style)
     rates = [
@@ -207,7 +179,7 @@ def _print(document: dict[str, Any], budget: Budget, style: Style) -> None:
         for name, e in document["exchange_rates"].items()
     ]
     if rates:
-        show(Table(["exchange rate", "value", head, "reading"], rates), style)
+        show(Table(["exchange rate", "value", head, "reading"], rates, words=["reading"]), style)
     print_between(document, style)
     if document["binding"]:
         say(f"binding limits: {', '.join(document['binding'])}", style)
@@ -226,11 +198,16 @@ def _cost(name: str, value: float) -> str:
     return format_count(value) if name in ("params", "tokens") else number(value, 3)
 
 
+def _endless(name: str, value: float | None) -> str:
+    return "no limit" if value is None else _cost(name, value)
+
+
 def _print_choices(document: dict[str, Any], amount: Any, style: Style) -> None:
     regret, near = document.get("regret_choice"), document.get("near_optimal")
     if regret and regret["expected_regret"] is not None:
+        chosen = any(axis["how"] in ("chosen", "searched") for axis in document["axes"])
         say(
-            f"least expected regret: {amount(regret['params'])} parameters on {amount(regret['tokens'])} tokens, "
+            f"least expected regret{' with these choices' if chosen else ''}: {amount(regret['params'])} parameters on {amount(regret['tokens'])} tokens, "
             f"expected regret {number(regret['expected_regret'], 2)} "
             f"(of the plan above: {number(regret['expected_regret_of_plug_in'], 2)})",
             style,

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from isoloss.cli.budget import (
+    Batch,
     Bits,
     BitsCost,
+    Borrow,
     Bytes,
     Choose,
     DeviceHours,
     Flops,
     Hold,
+    LearningRate,
     Loss,
     Minimise,
     Money,
@@ -26,12 +29,16 @@ from isoloss.cli.budget import (
     Tokens,
     TotalFlops,
     Utilisation,
+    Value,
     budget_of,
+    rule_of,
+    with_pieces,
 )
 from isoloss.cli.options import leading_fit
 from isoloss.cli.show import check_writable, say
 
 if TYPE_CHECKING:
+    from isoloss.errors import NoAnswer
     from isoloss.fitting.result import Fit
     from isoloss.planning.budget import Budget
     from isoloss.planning.result import Plan
@@ -58,6 +65,10 @@ def report(
     bits_cost: BitsCost = False,
     hold: Hold = None,
     choose: Choose = None,
+    borrow: Borrow = None,
+    value: Value = None,
+    lr: LearningRate = None,
+    batch: Batch = None,
     group: Annotated[str | None, typer.Option(help="Which fit of `isoloss fit --by`.")] = None,
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> int:
@@ -82,11 +93,14 @@ def report(
             "--minimise": minimise, "--serve-tokens": serve_tokens, "--bits": bits, "--peak": peak,
             "--utilisation": utilisation, "--serve-utilisation": serve_utilisation,
             "--price-per-device-hour": price_per_device_hour, "--bits-cost": bits_cost or None, "--hold": hold,
-            "--choose": choose,
+            "--choose": choose, "--lr": lr, "--batch": batch,
         })  # fmt: skip
     if note:
         say(note)
-    asked = _planned(found, budget, hold or [], choose or []) if hold or choose else budget
+    found = with_pieces(found, borrow, value or [])
+    asked: Budget | Plan | NoAnswer | None = budget
+    if budget is not None and any((hold, choose, lr, batch)):
+        asked = _planned(found, budget, hold or [], choose or [], lr, batch)
     page = write_report(found, out, asked)
     if found.result != "identified":
         say(f"the fit is {found.result}: the page says so first")
@@ -98,18 +112,21 @@ def report(
     return 0
 
 
-def _planned(found: Fit, budget: Budget | None, hold: list[str], choose: list[str]) -> Plan | Budget | None:
-    """The plan with further axes held or chosen; where there is none, the budget, so that the page says why."""
+def _planned(
+    found: Fit, budget: Budget, hold: list[str], choose: list[str], lr: str | None, batch: str | None
+) -> Plan | NoAnswer:
+    """The plan with its choices, or why there is none: the page says it."""
     from isoloss.errors import NoAnswer
     from isoloss.planning.axes import parse_choose, parse_hold
     from isoloss.planning.optimum import plan
 
-    if budget is None:
-        return None
     try:
-        return plan(found, budget, hold=parse_hold(hold), choose=parse_choose(choose))
-    except NoAnswer:
-        return budget
+        return plan(
+            found, budget, hold=parse_hold(hold), choose=parse_choose(choose), learning_rate=rule_of(lr),
+            batch=rule_of(batch),
+        )  # fmt: skip
+    except NoAnswer as answer:
+        return answer
 
 
 def _refuse_unused(settings: Mapping[str, object]) -> None:

@@ -74,18 +74,22 @@ def _types(runs: Runs) -> list[TaskType | Counted]:
             f"needed columns {', '.join(COUNTS)}, or {', '.join(RATES)}; got {', '.join(runs.columns)}"
         )
     wanted = COUNTS if all(name in runs for name in COUNTS) else RATES
+    columns = dict(zip(wanted, runs.numeric(*wanted), strict=True))
     types: list[TaskType | Counted] = []
-    for i in range(len(runs)):
-        row = {name: float(runs[name][i]) for name in wanted}
+    for i, line in enumerate(runs.rows):
+        row = {name: float(values[i]) for name, values in columns.items()}
         name = str(runs["name"][i]) if "name" in runs else ""
-        if wanted is RATES:
-            types.append(TaskType(row["prior"], row["p"], row["tpr"], row["fpr"], name))
-            continue
-        bad = [what for what, count in row.items() if not count.is_integer()]
-        if bad:
-            raise ValueError(f"needed a whole number for {bad[0]} in row {i + 1}, got {row[bad[0]]:g}")
-        tasks, *counts = (int(count) for count in row.values())
-        types.append(Counted(tasks, counts[0], counts[1], counts[2], counts[3], name))
+        try:
+            if wanted is RATES:
+                types.append(TaskType(row["prior"], row["p"], row["tpr"], row["fpr"], name))
+                continue
+            bad = [what for what, count in row.items() if not count.is_integer()]
+            if bad:
+                raise ValueError(f"needed a whole number for {bad[0]}, got {row[bad[0]]:g}")
+            tasks, *counts = (int(count) for count in row.values())
+            types.append(Counted(tasks, counts[0], counts[1], counts[2], counts[3], name))
+        except ValueError as error:
+            raise ValueError(f"row {line}: {error}") from None
     return types
 
 

@@ -237,6 +237,11 @@ def _schedule(words: str, warmup: int | None) -> Schedule:
     from isoloss.laws.schedules.schedule import Schedule
 
     if not Path(words).is_file():
+        if ":" not in words:
+            raise ValueError(
+                f"needed a schedule in words, cosine:steps=24000,peak=3e-4,end=3e-5, or a table of step and lr; there "
+                f"is no file {words!r}"
+            )
         return Schedule.parse(words)
     from isoloss.runs import read
 

@@ -25,9 +25,12 @@ class Table:
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
     title: str = ""
+    words: Sequence[str] = ()  # headings of columns that are words, though some may begin with a number
 
     def is_numeric(self, column: int) -> bool:
         """Whether every cell of the column begins like a number."""
+        if self.headings[column] in self.words:
+            return False
         cells = [row[column] for row in self.rows]
         return bool(cells) and all(cell[:1] in "0123456789-+—" or cell == "inf" for cell in cells)
 
@@ -35,7 +38,7 @@ class Table:
 def show(table: Table, style: Style) -> None:
     """Print a table."""
     if style == "markdown":
-        print(_markdown(table))
+        print(_markdown(table), end="\n\n")  # what follows at once would be one more row
     elif style == "latex":
         print(_latex(table))
     else:

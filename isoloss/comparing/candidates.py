@@ -20,7 +20,9 @@ ON_A_CURVE = 0.9  # the same where there is one axis: too few rows for a law are
 # differ far beyond them. Chosen on one half of the data sets of LCDB (docs/learning-curves.md).
 CURVE = {"hestness": 1.0, "m4": 1.0}
 OTHERS = 0.05
-ONE_AXIS = ("flops", "tokens", *SIZES)  # what a law of any one axis reads, the first that varies
+# What a law of any one axis reads, the first that varies; a law of the batch reads the batch.
+ONE_AXIS = ("flops", "tokens", *SIZES)
+BATCH = ("batch_tokens", "batch_sequences")
 
 
 def named(laws: Sequence[Law | str] | Law | str, runs: Runs) -> tuple[list[Law], list[Law], dict[str, str]]:
@@ -32,8 +34,8 @@ def named(laws: Sequence[Law | str] | Law | str, runs: Runs) -> tuple[list[Law],
     laws that are another's in other parameters.
 
     Raises:
-        ValueError: no law, two targets, or an unknown name. TypeError: something else than a law. NoAnswer:
-            auto leaves out all.
+        ValueError: no law, two targets, no target for auto, or an unknown name. TypeError: something else than a
+            law. NoAnswer: auto leaves out all.
     """
     if not isinstance(laws, str | Law | Sequence):
         raise TypeError(f"needed laws or their names, got {laws!r}")
@@ -46,7 +48,11 @@ def named(laws: Sequence[Law | str] | Law | str, runs: Runs) -> tuple[list[Law],
     for law in chosen:
         found.setdefault(law.spec, law)
     if AUTO in given:
-        target = chosen[0].target if chosen else "loss" if "loss" in runs else "error"
+        target = chosen[0].target if chosen else next((t for t in ("loss", "error") if t in runs), None)
+        if target is None:
+            raise ValueError(
+                f"auto needs a column loss or error, got {', '.join(runs.columns)}. Name the law of another target"
+            )
         for slug in LAWS:
             law, why = _registered(slug, runs, target)
             if why:
@@ -55,7 +61,7 @@ def named(laws: Sequence[Law | str] | Law | str, runs: Runs) -> tuple[list[Law],
                 found.setdefault(law.spec, law)
     if not found and AUTO in given:
         near = [f"{spec}: {why}" for spec, why in left.items() if "rows" in why] or [
-            f"{k}: {v}" for k, v in left.items()
+            f"{spec}: {why}" for spec, why in left.items() if not why.startswith("no law of")
         ]
         raise NoAnswer(
             f"auto has no law for these {len(runs)} rows ({near[0]})", "more runs, or one law by name"
@@ -74,14 +80,15 @@ def named(laws: Sequence[Law | str] | Law | str, runs: Runs) -> tuple[list[Law],
 def _registered(slug: str, runs: Runs, target: str) -> tuple[Law, str]:
     """A law of the registry on the axis that the table offers, and why it is left out, if it is."""
     law = get(slug)
+    if law.target != target:
+        return law, f"no law of the {target}"
     if "axis" in getattr(law, "__dataclass_fields__", {}):
-        axis = next((name for name in ONE_AXIS if _varies(runs, name)), None)
+        kinds = BATCH if law.axes[0] in BATCH else ONE_AXIS
+        axis = next((name for name in kinds if _varies(runs, name)), None)
         if axis is not None:
             law = get(f"{slug}({axis})")
     if law.alias_of:
         return law, f"the same form as {law.alias_of}"
-    if law.target != target:
-        return law, f"predicts {law.target}, not {target}"
     if law.may_be_zero:
         return law, "reads the columns that it is given by name"
     absent = [axis for axis in law.axes if not _varies(runs, axis)]

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from isoloss.fitting.cautions import about_law
+from isoloss.fitting.checklist import restated
 from isoloss.fitting.result import Fit
 from isoloss.laws import get
-from isoloss.laws.law import Array, Law, Parameter
+from isoloss.laws.law import Array, Law, Parameter, slug_of
 from isoloss.laws.parts.composed import Composed, words
 
 Value = float | str
@@ -48,9 +49,15 @@ def _in_order(law: Law, pieces: list[tuple[str, str, str]]) -> list[Any]:
     """The pieces of the law as they are written: a composed law sorts its parts."""
     if not isinstance(law, Composed):
         return [law]
-    slugs = [re.sub(r"\s*\(.*", "", piece).strip().lower().replace("_", "-") for piece, _, _ in pieces]
     by_slug = {piece.slug: piece for piece in law.pieces[1:]}
-    return [law.base, *(by_slug[slug] for slug in slugs[1:])]
+    return [law.base, *(by_slug[_slug(piece)] for piece, _, _ in pieces[1:])]
+
+
+def _slug(word: str) -> str:
+    """The slug of a piece as it is written: ``precision(bits_weights)``, or ``FILE.py:ClassName``."""
+    name = re.sub(r"\s*\(.*", "", word).strip()
+    _, own, given = name.rpartition(":")
+    return slug_of(given) if own else name.lower().replace("_", "-")
 
 
 def values_by_piece(law: Law, given: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, str]]:
@@ -92,10 +99,25 @@ def values_by_piece(law: Law, given: Mapping[str, Any]) -> tuple[dict[str, float
     lacking = [name for name in law.names if name not in values]
     if lacking and values:
         raise ValueError(
-            f"{law.spec} has no value for {', '.join(lacking)}: no published fit here gives it. Add "
+            f"{law.spec} has no value for {', '.join(lacking)}. Add {_published_for(law, pieces, lacking)}"
             f"theta={{'{lacking[0]}': NUMBER}}, or --value {lacking[0]}=NUMBER"
         )
     return values, origins
+
+
+def _published_for(law: Law, pieces: Mapping[str, Any], lacking: list[str]) -> str:
+    """The published fits that would give what is lacking, as they are written; empty where there are none."""
+    out = []
+    for slug, piece in pieces.items():
+        own = {
+            law.slot_names[slug, p.name] if isinstance(law, Composed) else p.name: p.name
+            for p in piece.parameters
+        }
+        gives = [label for label, found in piece.published.items()
+                 if any(own[slot] in found.values for slot in lacking if slot in own)]  # fmt: skip
+        if gives:
+            out.append(f"{slug}@{gives[-1]}" + (f" (or {', '.join(gives[:-1])})" if len(gives) > 1 else ""))
+    return f"a published fit, {' and '.join(out)}; or " if out else ""
 
 
 def _published(piece: Any, label: str) -> Mapping[str, float]:
@@ -125,7 +147,9 @@ class _Slot:
             return rng.uniform(self.low, self.high, count)
         if math.isfinite(self.sd):
             drawn = rng.normal(self.value, self.sd, count)
-            return np.maximum(drawn, 1e-12 * abs(self.value)) if self.log else drawn
+            while self.log and (below := drawn <= 0).any():  # a positive one: drawn again
+                drawn[below] = rng.normal(self.value, self.sd, int(below.sum()))
+            return drawn
         return np.full(count, self.value)
 
 
@@ -141,8 +165,8 @@ def borrow(fit: Fit, pieces: str, values: Mapping[str, Value] | None = None) -> 
         pieces: with their operators, each with its published fit or without,
             ``"* precision(bits_weights)@kumar-2024 + ptq(bits_post)@kumar-2024"``.
         values: of slots that no published fit gives, or in place of theirs: a number; ``"0.06:0.18"``, drawn
-            between the ends (of a positive parameter evenly in the log); or ``"0.3+-0.05"``, drawn normally. Drawn
-            slots are independent of the fit and of each other.
+            between the ends (of a positive parameter evenly in the log); or ``"0.3+-0.05"``, drawn normally (of a
+            positive parameter again where below 0). Drawn slots are independent of the fit and of each other.
 
     Raises:
         ValueError: no such piece or slot, or a slot without a value.
@@ -194,10 +218,74 @@ def borrow(fit: Fit, pieces: str, values: Mapping[str, Value] | None = None) -> 
     )  # fmt: skip
     told = {(entry.code, entry.column) for entry in fit.warnings}
     notes = [note for note in about_law(law, law, constraints) if (note.code, note.column) not in told]
-    return replace(
+    both = replace(
         fit, law=law, theta=theta, draws=draws, status=tuple(status), constraints=constraints, sensitivity=(),
         warnings=(*fit.warnings, *notes),
     )  # fmt: skip
+    return replace(both, checklist=restated(both))
+
+
+def fitted_part(fit: Fit) -> Fit:
+    """The fit without the pieces that it borrowed: what its own rows say, and can be tested on them.
+
+    Example:
+        >>> import isoloss
+        >>> n, d = (axis.ravel() for axis in np.meshgrid([1e6, 4e6, 16e6, 64e6], [1e8, 4e8, 16e8]))
+        >>> table = {"params": n, "tokens": d, "loss": 1.8 + 480 * n**-0.3 + 2000 * d**-0.45}
+        >>> base = isoloss.fit("hoffmann", table, draws=20, sensitivity=False)
+        >>> fitted_part(borrow(base, "* precision(bits_weights)@kumar-2024")).law.spec
+        'hoffmann'
+    """
+    own = fit.law.given(fit.x)
+    if own is fit.law or not isinstance(fit.law, Composed):
+        return fit
+    kept = _places(own, fit.law)
+    names = {fit.law.names[i]: name for i, name in zip(kept, own.names, strict=True)}
+    held = fit.constraints
+
+    def of_own(given: Mapping[str, Any]) -> dict[str, Any]:
+        return {names[name]: value for name, value in given.items() if name in names}
+
+    constraints = replace(
+        held, fix=of_own(held.fix), bounds=of_own(held.bounds), priors=of_own(held.priors),
+        borrow=of_own(held.borrow), tie=tuple(tuple(names[name] for name in group) for group in held.tie),
+    )  # fmt: skip
+    return replace(
+        fit, law=own, theta=fit.theta[kept], draws=fit.draws[:, kept], constraints=constraints,
+        status=tuple(fit.status[i] for i in kept),
+    )  # fmt: skip
+
+
+def loan_words(fit: Fit) -> list[str]:
+    """The options of the command line that put beside a fit what this one borrowed; empty where it borrowed no piece.
+
+    Example:
+        >>> import isoloss
+        >>> n, d = (axis.ravel() for axis in np.meshgrid([1e6, 4e6, 16e6, 64e6], [1e8, 4e8, 16e8]))
+        >>> table = {"params": n, "tokens": d, "loss": 1.8 + 480 * n**-0.3 + 2000 * d**-0.45}
+        >>> base = isoloss.fit("hoffmann", table, draws=20, sensitivity=False)
+        >>> loan_words(borrow(base, "* precision(bits_weights)@kumar-2024", {"n_w": "0.2:0.4"}))
+        ['--borrow', '* precision(bits_weights)@kumar-2024', '--value', 'n_w=0.2:0.4']
+    """
+    own = fitted_part(fit)
+    if own is fit or not isinstance(fit.law, Composed):
+        return []
+    held, pieces, values = fit.constraints, [], []
+    mine = {piece.slug for piece in own.law.pieces[1:]} if isinstance(own.law, Composed) else set()
+    for piece in (*fit.law.factors, *fit.law.terms):
+        if piece.slug in mine:
+            continue
+        slots = [fit.law.slot_names[piece.slug, own_slot.name] for own_slot in piece.parameters]
+        origin = next((f"@{held.borrow[name]}" for name in slots if name in held.borrow), "")
+        pieces.append(f"{'*' if piece in fit.law.factors else '+'} {piece.spec}{origin}")
+        for name in slots:
+            if name in held.bounds:
+                values.append(f"{name}={held.bounds[name][0]:g}:{held.bounds[name][1]:g}")
+            elif name in held.priors:
+                values.append(f"{name}={held.priors[name][0]:g}+-{held.priors[name][1]:g}")
+            elif name not in held.borrow:
+                values.append(f"{name}={held.fix[name]:g}")
+    return ["--borrow", " ".join(pieces), *(word for value in values for word in ("--value", value))]
 
 
 def _places(own: Law, law: Composed) -> list[int]:

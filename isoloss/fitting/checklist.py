@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -234,6 +234,17 @@ def _of_the_fit(fit: Fit, runs: Runs, weights: str | None) -> dict[str, str]:
         else "",
         "sensitivity": _moves(fit),
     }  # fmt: skip
+
+
+def restated(fit: Fit) -> tuple[Item, ...]:
+    """The checklist of a fit whose law has been changed since: what it says of the law, anew."""
+    law = fit.law
+    known = {
+        "form": f"{law.spec}: {law.target} = {law.formula} ({law.paper})",
+        "variables": f"{law.target} [{fit.units.get(law.target) or 'unit not stated'}] of {', '.join(law.axes)}",
+        "held": _held(fit),
+    }
+    return tuple(replace(item, answer=known.get(item.key, item.answer)) for item in fit.checklist)
 
 
 _FREE = ("fitted", "at-bound")

@@ -110,6 +110,7 @@ def curves_of(
         for name, entry in (schedules or {}).items()
     }
     found, removed = [], list(runs.removed)
+    _refuse_absent(runs)
     parts = runs.by("curve")
     unknown = [name for name in given if name not in parts]
     if unknown:
@@ -132,6 +133,16 @@ def curves_of(
             )
         found.append(Curve(name, schedule, steps[late], loss[late], part.rows[late]))
     return tuple(found), tuple(removed)
+
+
+def _refuse_absent(runs: Runs) -> None:
+    """All columns that are missing at once; a single one the table itself names."""
+    missing = [name for name in ("curve", "step", "loss", "lr") if name not in runs.columns]
+    if len([name for name in missing if name != "lr"]) > 1:
+        raise ValueError(
+            f"{runs.source}: needed columns {', '.join(missing)}, got {', '.join(runs.columns)}. Say which they are: "
+            f"--columns {','.join(f'{name}=COLUMN' for name in missing)} (in Python columns={{...}})"
+        )
 
 
 def _logged(name: str, part: Runs, warmup: int | None) -> Schedule:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from isoloss.errors import NoAnswer
 from isoloss.fitting import cautions
 from isoloss.fitting.checklist import check_about, checklist
 from isoloss.fitting.constraints import Constraints
@@ -29,7 +30,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 _NONE = np.empty(0)
 ROUNDING = 1e-20  # of an objective: below it, rows without noise are met to every digit
-POSITIVE = ("lr", "batch_tokens", "critical_batch", "steps", "max_attention_logit")  # targets that are sizes
+# Targets that span decades.
+DECADES = ("lr", "batch_tokens", "critical_batch", "steps", "max_attention_logit", "pass_rate")
 
 
 def fit(
@@ -135,7 +137,10 @@ def _with_variants(found: Fit, runs: Runs, weights: str | None) -> Fit:
     moved: tuple[Finding, ...] = ()
     if len(found.draws) and not any(entry.code == "too-few-rows" for entry in found.warnings):
         at: dict[str, Any] = dict(table[0].at)
-        spread = found.predict(of="mean", **at)
+        try:
+            spread = found.predict(of="mean", **at)
+        except NoAnswer:  # a law that is not defined there in some draws has no interval to compare with
+            return replace(found, sensitivity=table)
         moved = sensitive_answer(table, float(spread.low[0]), float(spread.high[0]), spread.coverage)
     return replace(found, sensitivity=table, warnings=(*found.warnings, *moved))
 
@@ -231,9 +236,10 @@ def _result(complete: bool, converged: bool, warnings: list[Finding]) -> Result:
 def default_objective(law: Law) -> Objective:
     """Huber with delta 1e-3, on log residuals for losses, on plain ones where the target may reach 0.
 
-    Rates, batches, steps and logits span decades, scatter by per cents and are regressed in logs, as in their papers.
+    Rates, batches, steps, logits and pass rates span decades, scatter by per cents and are regressed in logs, as in
+    their papers.
     """
-    if law.target in POSITIVE:
+    if law.target in DECADES:
         return LeastSquares()
     return Huber(residual="log" if law.target == "loss" else "linear")
 

@@ -91,7 +91,10 @@ def posterior(
     ratio, sd = problem.objective.spread(np.exp(log_scale))
     if not problem.priors:  # what a prior holds is no wider for the objective
         centre = np.median(psi, axis=0)  # not the estimate, which may sit on a bound that no draw is near
-        psi = np.clip(centre + math.sqrt(ratio) * (psi - centre), target.low, target.high)
+        wide = np.clip(centre + math.sqrt(ratio) * (psi - centre), target.low, target.high)
+        # A law may end (a factor at 0): a draw that would leave it at some row stays where it is.
+        defined = np.isfinite(target(np.column_stack([wide, log_scale])))
+        psi = np.where(defined[:, None], wide, psi)
     return Posterior(psi, sd, agreement, complete)
 
 

@@ -28,6 +28,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 BLOCK = 20  # rows of a curve that are drawn together: their residuals are alike
 FEWEST = 4  # blocks of a curve
+GAP = 4.0  # times the usual distance of two rows
 LOWERED = 0.05  # of the peak: less than that given up shows nothing of an annealing
 SAME = 1e-6  # starts whose objectives differ by less than this share found the same minimum
 WIDE = 0.25  # a standard deviation of a quarter of the box
@@ -228,6 +229,19 @@ def _about_curves(curves: Sequence[Curve]) -> list[Finding]:
                 "add a curve under another schedule; constant, cosine and two stages together tell them apart",
             )
         )  # fmt: skip
+    for curve in curves:
+        for begin, end, before, after in _gaps(curve):
+            out.append(
+                Finding(
+                    "gap-in-log", "warning", (), curve.name,
+                    f"{curve.name} has no row between steps {begin:.0f} and {end:.0f}, while its rate goes from "
+                    f"{before:.3g} to {after:.3g}",
+                    "when it changed is not in the log: here at the later step where it is constant around the gap, "
+                    "else along a straight line; losses after it are then held against a wrong schedule",
+                    "add rows in between, give the curve its schedule (curves_of(table, schedules={...})), or leave "
+                    f"it out: --where \"curve != '{curve.name}'\"",
+                )
+            )  # fmt: skip
     peaks = [curve.schedule.peak for curve in curves]
     if max(peaks) > ALIKE * min(peaks):
         out.append(
@@ -239,6 +253,16 @@ def _about_curves(curves: Sequence[Curve]) -> list[Finding]:
             )
         )  # fmt: skip
     return out
+
+
+def _gaps(curve: Curve) -> list[tuple[float, float, float, float]]:
+    """Stretches of a log without rows over which the rate changes: steps, and rates, before and after."""
+    if curve.schedule.origin["kind"] != "table" or len(curve.schedule.origin["steps"]) < 3:
+        return []
+    steps, rates = (np.asarray(curve.schedule.origin[name], dtype=float) for name in ("steps", "rates"))
+    wide = np.diff(steps) > GAP * np.median(np.diff(steps))
+    changed = np.abs(np.diff(rates)) > LOWERED * curve.schedule.peak
+    return [(steps[i], steps[i + 1], rates[i], rates[i + 1]) for i in np.flatnonzero(wide & changed)]
 
 
 def _about_parameters(place: Coordinates, edges: list[str], flat: Array, sd: float) -> list[Finding]:

@@ -15,6 +15,7 @@ SMALL = 100  # rows
 NEIGHBOURS = (1, 7)  # whose results a resample of a small table also starts from
 LOOK, FINISH = 60, 1000  # most steps of each try, and of the best one where it is not there yet
 FEW_CLUSTERS = 12  # below, random signs make too few different tables
+HALVINGS = 50  # of a draw's way from the optimum
 BLOCK = 500  # draws between two reports: what Ctrl-C can lose
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total) while a fit works."""
@@ -196,7 +197,9 @@ def laplace(
     draws: int,
     rng: np.random.Generator,
 ) -> Array:
-    """Draws around the optimum in free coordinates, cut at the box: t with (units - p) degrees of freedom.
+    """Draws around the optimum in free coordinates: t with (units - p) degrees of freedom, cut at the box.
+
+    A draw with which the law is not defined at some row goes halfway back to the optimum until it is.
 
     The covariance is the sandwich ``A^-1 B A^-1 n/(n-p)``, ``A = sum_i w_i rho''(r_i) J_i J_i'``,
     ``B = sum_i w_i^2 rho'(r_i)^2 J_i J_i'`` (Huber 1967), right for unequal noise over the rows; with
@@ -231,6 +234,11 @@ def laplace(
     noise /= np.sqrt(rng.chisquare(freedom, size=(draws, 1)) / freedom)
     out = np.repeat(psi[None], draws, axis=0)
     out[:, :p] = np.clip(psi[:p] + noise, problem.low[:p], problem.high[:p])
+    for _ in range(HALVINGS):
+        lost = ~np.isfinite(problem.residuals(out)[0]).all(axis=1)
+        if not lost.any():
+            break
+        out[lost] = 0.5 * (out[lost] + psi)
     return out
 
 

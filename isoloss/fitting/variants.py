@@ -158,7 +158,7 @@ def _reference(fit: Fit) -> dict[str, float]:
 def _scaled(point: Mapping[str, float]) -> dict[str, float]:
     spent = [axis for axis in point if axis in COUNTS]
     factor = STEP ** (1 / len(spent)) if spent else 1.0
-    moved = {*spent, "tokens_unique"}
+    moved = {*spent, "tokens_unique", "params_trainable"}
     return {axis: value * factor if axis in moved and spent else value for axis, value in point.items()}
 
 
@@ -230,6 +230,9 @@ def _other_laws(base: _Change) -> Iterator[_Change]:
     for name in ("hoffmann", "kaplan-nd"):
         other = get(name)
         if name in (law.slug, law.alias_of):
+            continue
+        if other.target != law.target:
+            yield replace(base, what="form", setting=f"law {name}", why=f"{name} gives {other.target}")
             continue
         change = replace(base, what="form", setting=f"law {name}", law=other, held=Constraints())
         if base.held.named:

@@ -147,13 +147,27 @@ def get(name: str) -> Law:
     elif slug in LAWS:
         law = __getattr__(LAWS[slug])
     else:
-        raise ValueError(
-            f"no law named {name!r}. There are: {', '.join(LAWS)}; your own is FILE.py:ClassName"
-        )
+        raise ValueError(_unknown(name, slug))
     built = _built(law, base, axes)
     if ":" in base:
         object.__setattr__(built, "_spec", base)
     return built
+
+
+def _unknown(name: str, slug: str) -> str:
+    """Why there is no law of that name, and where it is if it is another kind."""
+    from isoloss.laws.parts import FACTORS, TERMS
+    from isoloss.laws.schedules import SCHEDULE_LAWS
+
+    if slug in SCHEDULE_LAWS:
+        return (
+            f"{slug} is a law of learning-rate schedules, which reads whole training curves. Fit it with `isoloss "
+            f"schedule fit {slug} CURVES`, in Python isoloss.fitting.schedules.fit_schedules"
+        )
+    if slug in FACTORS or slug in TERMS:
+        kind, sign = ("a factor", "*") if slug in FACTORS else ("a term", "+")
+        return f"{slug} is {kind} and needs a law: write 'hoffmann {sign} {name}'"
+    return f"no law named {name!r}. There are: {', '.join(LAWS)}; your own is FILE.py:ClassName"
 
 
 def _built(law: type[Law], base: str, axes: tuple[str, ...]) -> Law:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -56,24 +55,6 @@ def saturation_ranges(experts: Array) -> dict[str, tuple[float, float]]:
     return {"E_start": (0.05, middle), "E_max": (middle, 1e3 * max(middle, top))}
 
 
-@dataclass(frozen=True)
-class Cutoff:
-    """The size beyond which more experts raise the loss, with its interval.
-
-    Attributes:
-        value: N_cutoff of the estimate; infinite where there is none.
-        low, high: equal-tailed, of the draws; an infinite end is one that the draws do not bound.
-        unbounded: share of the draws that have no cutoff.
-        coverage: of the interval.
-    """
-
-    value: float
-    low: float
-    high: float
-    unbounded: float
-    coverage: float
-
-
 def cutoff(b: Array | float, c: Array | float) -> Array:
     r""":math:`N_{\mathrm{cutoff}} = 10^{-b/c}`: where the slope of log loss in log experts, ``b + c log10 N``, is 0.
 
@@ -82,7 +63,8 @@ def cutoff(b: Array | float, c: Array | float) -> Array:
             of a loss, ``-b_E`` and ``-c_E``.
 
     Returns:
-        The size beyond which more experts raise the loss; infinite where there is none (c at or below 0).
+        The size beyond which more experts raise the loss; infinite where there is none (c at or below 0). With its
+        interval: :func:`isoloss.fitting.derived.cutoff` of a fit.
 
     Example:
         >>> cutoff(-0.108, [0.009, 0.0]).tolist()
@@ -91,37 +73,6 @@ def cutoff(b: Array | float, c: Array | float) -> Array:
     b, c = np.broadcast_arrays(np.asarray(b, dtype=float), np.asarray(c, dtype=float))
     with np.errstate(over="ignore"):
         return np.where(c > 0, 10.0 ** (-b / np.where(c > 0, c, 1.0)), np.inf)
-
-
-def cutoff_interval(value: tuple[float, float], draws: tuple[Array, Array], coverage: float = 0.9) -> Cutoff:
-    """:func:`cutoff` of an estimate and its interval from joint draws.
-
-    Args:
-        value: b and c of the estimate.
-        draws: b and c of joint draws, each (n,): columns of ``fit.draws``.
-        coverage: of the interval.
-
-    Raises:
-        ValueError: no draws, or a coverage outside 0 to 1.
-
-    Example:
-        >>> found = cutoff_interval((-0.12, 0.01), (np.full(3, -0.12), np.array([0.012, 0.01, 0.008])))
-        >>> found.value, round(found.low / 1e10), found.unbounded
-        (1000000000000.0, 1, 0.0)
-    """
-    b, c = (np.asarray(column, dtype=float) for column in draws)
-    if b.shape != c.shape or b.ndim != 1 or len(b) < 2:
-        raise ValueError(
-            f"a cutoff needs two or more joint draws of b and c, got shapes {b.shape} and {c.shape}. Fit with draws"
-        )
-    if not 0 < coverage < 1:
-        raise ValueError(f"a cutoff needs 0 < coverage < 1, got {coverage}")
-    found = cutoff(b, c)
-    tails = [(1 - coverage) / 2, (1 + coverage) / 2]
-    # Order statistics: between a finite and an infinite draw there is nothing to interpolate.
-    low = float(np.quantile(found, tails[0], method="lower"))
-    high = float(np.quantile(found, tails[1], method="higher"))
-    return Cutoff(float(cutoff(*value)), low, high, float(np.mean(c <= 0)), coverage)
 
 
 class Clark(Law):

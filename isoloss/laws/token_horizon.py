@@ -31,7 +31,7 @@ class TokenHorizon(PowerSum):
         batch is far below the best one; near it the rate hardly moves. Of one size, alpha is not in the rows:
         fix it.
     Source:
-        The joint law, with beta = 0.32 for 760M parameters and more, 0.3 to 0.7 below. No constants are shipped:
+        The joint law, with beta = 0.32 for 760M parameters and more. No constants are shipped:
         beta alone makes no rate. With a rate at one horizon it is a rule, :meth:`at_horizon`.
     Example:
         >>> law = TokenHorizon()

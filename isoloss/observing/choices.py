@@ -7,6 +7,7 @@ wrong choices as much as on the right one.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 METRICS = ("log_p_correct", "p_correct", "p_choices", "brier", "accuracy")
 HOW = ("spearman", "kendall", "pearson")
 RESAMPLES = 1000
+LEAST = 5  # samples that can be drawn anew
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,9 +52,7 @@ class Survival:
     Attributes:
         metric, how: of which metric, and which correlation.
         at, share: the function: sorted correlations, and the share of samples above each.
-        mean, median: of the correlations.
-        area: under the function from -1 to 1, over 2: 1 if every sample follows scale, 0.5 if none does.
-        distance: area between it and the all-one function, over 2: 1 - area.
+        mean: of the correlations, with an interval over samples. median: of them.
         constant: samples on which the metric never moves. They have no correlation and count as 0.
     """
 
@@ -60,11 +60,19 @@ class Survival:
     how: str
     at: Array
     share: Array
-    mean: float
+    mean: Measured
     median: float
-    area: float
-    distance: float
     constant: int
+
+    @property
+    def area(self) -> float:
+        """Under the function from -1 to 1, over 2: 1 if every sample follows scale, 0.5 if none does."""
+        return (1 + self.mean.value) / 2
+
+    @property
+    def distance(self) -> float:
+        """Area between it and the all-one function, over 2."""
+        return 1 - self.area
 
 
 @dataclass(frozen=True)
@@ -176,7 +184,9 @@ def correlations(values: Any, compute: Any, how: str = "spearman") -> Array:
     return out
 
 
-def survival(values: Any, compute: Any, *, metric: str, how: str = "spearman") -> Survival:
+def survival(
+    values: Any, compute: Any, *, metric: str, how: str = "spearman", coverage: float = 0.9, seed: int = 0
+) -> Survival:
     r"""Shares of samples whose correlation with log compute is above c: :math:`S(c) = mean_s 1\{C_s > c\}`.
 
     Args:
@@ -184,6 +194,7 @@ def survival(values: Any, compute: Any, *, metric: str, how: str = "spearman") -
         compute: of the models, shape (M,).
         metric: its name. The sign of ``"brier"`` is turned, so that more is better throughout.
         how: as in :func:`correlations`.
+        coverage, seed: of the interval of the mean, a bootstrap over samples; of fewer than five it is NaN.
 
     Raises:
         ValueError, NoAnswer: as :func:`correlations`.
@@ -193,16 +204,35 @@ def survival(values: Any, compute: Any, *, metric: str, how: str = "spearman") -
         >>> found.at.tolist(), found.share.tolist(), found.area
         ([-1.0, 1.0], [0.5, 0.0], 0.5)
     """
+    _within_0_1(coverage)
     found = correlations(values, compute, how)
     if metric == "brier":
         found = -found
     constant = int(np.isnan(found).sum())
-    found = np.sort(np.nan_to_num(found))
-    share = 1.0 - np.searchsorted(found, found, side="right") / len(found)
-    mean = float(found.mean())  # the area under S from -1 to 1 is 1 + the mean
-    return Survival(
-        metric, how, found, share, mean, float(np.median(found)), (1 + mean) / 2, (1 - mean) / 2, constant
-    )
+    found = np.nan_to_num(found)
+    ordered = np.sort(found)
+    share = 1.0 - np.searchsorted(ordered, ordered, side="right") / len(found)
+    mean = _over_samples(found, how, coverage, seed)
+    return Survival(metric, how, ordered, share, mean, float(np.median(found)), constant)
+
+
+def _over_samples(values: Array, how: str, coverage: float, seed: int) -> Measured:
+    """Their mean; the interval is a bootstrap over samples."""
+    count = len(values)
+    if count < LEAST:
+        return Measured(
+            float(values.mean()), math.nan, math.nan, coverage, f"{how}; not resolved: {count} samples"
+        )
+    rng = np.random.default_rng(seed)
+    means = [values[rng.integers(0, count, count)].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, [(1 - coverage) / 2, (1 + coverage) / 2])
+    words = f"{how}; bootstrap over {count} samples"
+    return Measured(float(values.mean()), float(low), float(high), coverage, words)
+
+
+def _within_0_1(coverage: float) -> None:
+    if not 0 < coverage < 1:
+        raise ValueError(f"coverage must lie between 0 and 1, got {coverage}")
 
 
 def predict_accuracy(
@@ -294,7 +324,7 @@ def metric_to_fit(
         how, coverage, seed: the correlation; of the interval, a bootstrap over samples.
 
     Raises:
-        ValueError, NoAnswer: as :func:`correlations`.
+        ValueError, NoAnswer: as :func:`correlations`; NoAnswer too: fewer than five samples.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -305,9 +335,12 @@ def metric_to_fit(
         >>> found.metric, found.ranking[-1][0]
         ('log_p_correct', 'accuracy')
     """
-    if not 0 < coverage < 1:
-        raise ValueError(f"coverage must lie between 0 and 1, got {coverage}")
+    _within_0_1(coverage)
     scores = score_choices(logp, correct)
+    if scores.accuracy.shape[1] < LEAST:
+        raise NoAnswer(
+            f"{scores.accuracy.shape[1]} samples give no bootstrap over samples", f"{LEAST} samples or more"
+        )
     found, constant = {}, {}
     for metric in METRICS:
         values = correlations(getattr(scores, metric), compute, how)
@@ -316,13 +349,8 @@ def metric_to_fit(
     # Ties (the exponential keeps ranks) go to what stands earlier in the chain.
     ranking = sorted(METRICS, key=lambda name: -round(float(found[name].mean()), 12))
     best, samples = ranking[0], len(found["accuracy"])
-    ahead = found[best] - found["accuracy"]
-    rng = np.random.default_rng(seed)
-    means = [ahead[rng.integers(0, samples, samples)].mean() for _ in range(RESAMPLES)]
-    low, high = np.quantile(means, [(1 - coverage) / 2, (1 + coverage) / 2])
-    lead = Measured(
-        float(ahead.mean()), float(low), float(high), coverage, f"{how}; bootstrap over {samples} samples"
-    )
+    lead = _over_samples(found[best] - found["accuracy"], how, coverage, seed)
+    low, high = lead.low, lead.high
     resolved = best == "accuracy" or low > 0
     reasons = [
         f"{name}: mean {how} {found[name].mean():.3f} with log compute"

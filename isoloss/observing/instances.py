@@ -22,6 +22,7 @@ NODES = 5  # per dimension, of the quadrature around each instance's mode
 ROUNDS = 400  # of expectation and maximisation at most
 SETTLED = 1e-4  # change of the population's numbers that ends them
 RESAMPLES = 100
+LEAST = 5  # instances that can be drawn anew
 SPREAD_FLOOR = 1e-4  # variance that the population keeps, so that it can grow again
 
 
@@ -64,6 +65,13 @@ class TaskFit:
     passes: Array
     failures: Array
 
+    def __repr__(self) -> str:
+        count, sizes = self.passes.shape
+        return (
+            f"TaskFit({count} instances at {sizes} sizes, {self.unsolved} never passed; mean alpha "
+            f"{self.population.mean[1]:.3g})"
+        )
+
     def predict(self, params: float, *, coverage: float = 0.9, seed: int = 0) -> Measured:
         r"""The mean pass rate of these instances at another size, :math:`\frac1I\sum_i e^{-c_i N^{-\alpha_i}}`.
 
@@ -72,12 +80,19 @@ class TaskFit:
         look at :func:`linearity`.
 
         Raises:
-            ValueError: a size that is not positive.
+            ValueError: a size that is not positive. NoAnswer: fewer than five instances, or than two resamples.
         """
         if not (params > 0 and math.isfinite(params)):
             raise ValueError(f"needed a positive size, got {params}")
         if not 0 < coverage < 1:
             raise ValueError(f"coverage must lie between 0 and 1, got {coverage}")
+        if len(self.passes) < LEAST:
+            raise NoAnswer(
+                f"a bootstrap over instances needs more than {len(self.passes)}",
+                f"{LEAST} instances or more, or a fit of task-law to the rates of one",
+            )
+        if len(self.resampled) < 2:
+            raise NoAnswer("this fit has no resamples, so no interval", "fit_instances(..., resamples=100)")
         u = math.log(params / self.middle)
         x = np.log(self.params / self.middle)
         value = float(_rates(_posterior(self.population, x, self.passes, self.failures), u).mean())
@@ -182,11 +197,13 @@ def linearity(
     """
     if not 0 < coverage < 1:
         raise ValueError(f"coverage must lie between 0 and 1, got {coverage}")
+    if resamples < 2:
+        raise ValueError(f"needed two resamples or more for an interval, got {resamples}")
     sizes, r, f = _counts(params, passes, samples)
     if len(np.unique(sizes)) < 3:
         raise NoAnswer("two sizes are always on a line", "three sizes or more")
-    if len(r) < 5:
-        raise NoAnswer(f"{len(r)} instances give no bootstrap over instances", "five instances or more")
+    if len(r) < LEAST:
+        raise NoAnswer(f"{len(r)} instances give no bootstrap over instances", f"{LEAST} instances or more")
     x = np.log(sizes / np.exp(np.log(sizes).mean()))
     found = _estimate(_start(x, r, f), x, r, f, bend=True)
     rng = np.random.default_rng(seed)

@@ -93,7 +93,9 @@ def learning_rate_sensitivity(
 
 def _groups(at: Array, values: Array, rates: Sequence[float] | None) -> list[Array]:
     """The losses of each rate of the range."""
-    wanted = np.unique(at) if rates is None else np.asarray(rates, dtype=float)
+    wanted = np.unique(at if rates is None else np.asarray(rates, dtype=float))
+    if not (len(wanted) and (np.isfinite(wanted) & (wanted > 0)).all()):
+        raise ValueError(f"needed rates finite and above 0, got {rates}. Leave rates out for the paper's")
     near = np.abs(np.log(at[:, None]) - np.log(wanted)) < SAME
     strange = at[~near.any(axis=1)]
     if len(strange):

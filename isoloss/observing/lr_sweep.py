@@ -13,6 +13,7 @@ from isoloss.observing.measured import Measured
 Array = np.ndarray[Any, np.dtype[Any]]
 
 DRAWS = 2000
+LEAST = 5  # runs that make an interval: fewer resamples than that are all nearly the same parabola
 
 
 def sweep_optimum(lr: Any, loss: Any, *, coverage: float = 0.9, seed: int = 0) -> Measured:
@@ -24,7 +25,7 @@ def sweep_optimum(lr: Any, loss: Any, *, coverage: float = 0.9, seed: int = 0) -
     :func:`isoloss.observing.grid_optima` chooses them itself. A resample of fewer than three rates makes no
     parabola and is not used. One whose parabola opens downwards knows no minimum: it counts as one at 0 for the
     lower end and at infinity for the upper. The drawing knows nothing of how few points there are: with five or
-    six, intervals are too narrow.
+    six, intervals are too narrow, and below five there is none.
 
     Args:
         lr: learning rate of each run, of one size, batch and number of tokens.
@@ -33,7 +34,8 @@ def sweep_optimum(lr: Any, loss: Any, *, coverage: float = 0.9, seed: int = 0) -
         seed: of the draws.
 
     Returns:
-        The best rate. An optimum outside the rates has no value (NaN); its interval is one-sided, from the edge.
+        The best rate. An optimum outside the rates has no value (NaN); its interval is one-sided, from the edge. With
+        fewer than five runs the ends are NaN.
 
     Raises:
         ValueError: rates or losses that are not finite, rates at or below 0, lengths that differ.
@@ -68,6 +70,9 @@ def sweep_optimum(lr: Any, loss: Any, *, coverage: float = 0.9, seed: int = 0) -
         return Measured(math.nan, 0.0, math.exp(u.min()), coverage, f"below the rates; {how}")
     if best > u.max():
         return Measured(math.nan, math.exp(u.max()), math.inf, coverage, f"above the rates; {how}")
+    if len(u) < LEAST:
+        few = f"not resolved: a parabola through {len(u)} runs leaves too little to judge it by"
+        return Measured(math.exp(best), math.nan, math.nan, coverage, few)
     picks = np.random.default_rng(seed).integers(0, len(u), (DRAWS, len(u)))
     picks = picks[[len(np.unique(row)) >= 3 for row in u[picks]]]
     drawn = _minima(u[picks] - middle, y[picks]) + middle

@@ -1,4 +1,4 @@
-"""A measured value with its interval: what the functions of this folder return, or hold."""
+"""A value with its interval: what the functions of this folder return, or hold, and what follows from a fit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Measured:
-    """A value that an experiment gave, and where the truth may lie.
+    """A value that an experiment or a fit gave, and where the truth may lie.
 
     Attributes:
         value: the estimate.

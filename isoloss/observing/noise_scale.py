@@ -84,23 +84,55 @@ def gradient_noise_scale(
         )
     if not all((np.isfinite(entry) & (entry >= 0)).all() for entry in (first, second)):
         raise ValueError("needed squared norms finite and at or above 0. Leave out the steps that overflowed")
-    if len(first) < 4:
-        raise NoAnswer(f"{len(first)} steps give no interval", "at least four steps, better some hundred")
     signal = (big_batch * second - small_batch * first) / (big_batch - small_batch)
     spread = (first - second) / (1 / small_batch - 1 / big_batch)
-    parts = min(blocks, len(signal))
-    means = np.array(
-        [[np.mean(piece) for piece in np.array_split(entry, parts)] for entry in (signal, spread)]
-    )
-    centre = np.array([signal.mean(), spread.mean()])
-    covariance = np.cov(means) / parts
+    return noise_of_steps(signal, spread, blocks=blocks, coverage=coverage)
+
+
+def noise_of_steps(signal: Any, spread: Any, *, blocks: int = BLOCKS, coverage: float = 0.9) -> NoiseScale:
+    """The noise scale from unbiased estimates of |G|^2 and tr(Sigma), one of each a step.
+
+    Args:
+        signal, spread: per step, (n,); single ones may be negative.
+        blocks, coverage: as :func:`gradient_noise_scale`.
+
+    Raises:
+        NoAnswer: fewer than four steps, or the mean of signal or spread is not positive.
+
+    Example:
+        >>> found = noise_of_steps([0.9, 1.1, 1.0, 1.0], [105.0, 95.0, 100.0, 100.0])
+        >>> round(found.scale.value, 6)
+        100.0
+    """
+    both = np.asarray([signal, spread], dtype=float)
+    steps = both.shape[1]
+    if steps < 4:
+        raise NoAnswer(f"{steps} steps give no interval", "at least four steps, better some hundred")
+    parts = min(blocks, steps)
+    means = np.array([[np.mean(piece) for piece in np.array_split(entry, parts)] for entry in both])
     t = student_quantile((1 + coverage) / 2, parts - 1)
+    how = f"means of {parts} blocks of steps"
+    return noise_of_means(both.mean(axis=1), np.cov(means) / parts, t, coverage, how, steps, parts)
+
+
+def noise_of_means(
+    centre: Any, covariance: Any, t: float, coverage: float, how: str, steps: int, blocks: int
+) -> NoiseScale:
+    """The noise scale from estimates of |G|^2 and tr(Sigma) and the covariance of the two.
+
+    Args:
+        centre: (2,), signal and spread. covariance: (2, 2).
+        t: quantile for the intervals, of the ratio by Fieller's theorem.
+        coverage, how, steps, blocks: to be told.
+
+    Raises:
+        NoAnswer: signal or spread is not positive.
+    """
     if centre[0] <= 0:
         raise NoAnswer(
             f"noise hides the gradient: its squared norm is estimated as {centre[0]:.3g}",
             "more steps, or a larger big batch",
         )
-    how = f"means of {parts} blocks of steps"
     if centre[1] <= 0:
         raise NoAnswer(
             f"the two batches differ by no noise: tr(Sigma) is estimated as {centre[1]:.3g}",
@@ -114,7 +146,7 @@ def gradient_noise_scale(
     scale = Measured(
         float(centre[1] / centre[0]), max(low, 0.0), high, coverage, f"ratio of means, Fieller, {how}"
     )
-    return NoiseScale(scale, each[0], each[1], len(signal), parts)
+    return NoiseScale(scale, each[0], each[1], steps, blocks)
 
 
 def fieller(

@@ -79,6 +79,13 @@ class Optima:
     window: float
     kept: Array
 
+    def __repr__(self) -> str:
+        outside = sum(bool(grid.edge) for grid in self.grids)
+        return (
+            f"Optima({len(self.grids)} grid{'s' * (len(self.grids) > 1)}, {self.form}, {outside} with an optimum "
+            f"outside; {len(self.kept)} cells, scatter {100 * self.scatter:.2g} %)"
+        )
+
     def table(self) -> dict[str, list[float]]:
         """Columns that :func:`isoloss.read` takes: a row per grid, for ``step-law`` and its like.
 
@@ -165,7 +172,11 @@ def grid_optima(
     varied = np.array([np.ptp(logs[codes == g], axis=0) > 0 for g in range(len(labels))])
     used_axes = np.flatnonzero(varied.any(axis=0))
     if 0 not in used_axes:
-        raise NoAnswer("the learning rate was not varied within any grid", "several rates per grid")
+        raise NoAnswer(
+            f"the learning rate was not varied within any of {len(labels)} grids"
+            + (f" by {', '.join(names)}" if names else ""),
+            "several rates per grid; rows of one grid agree in every digit of what they share",
+        )
     z = logs[:, used_axes]
     _enough(z, y, codes, labels, names)
     near = _near(y, codes, window, least)
@@ -203,8 +214,11 @@ def _inputs(
     for name, values in {**columns, **groups}.items():
         if len(values) != len(y) or not len(y):
             raise ValueError(f"needed {name} of every loss, got {len(values)} for {len(y)} losses")
-        if not (np.isfinite(values) & (values > 0)).all():
-            raise ValueError(f"needed {name} finite and above 0 in every row. Leave the other rows out")
+        bad = values[~(np.isfinite(values) & (values > 0))]
+        if len(bad):
+            raise ValueError(
+                f"needed {name} finite and above 0, got {bad[0]:g} ({len(bad)} such rows). Leave those rows out"
+            )
     finite = np.isfinite(y)
     if (y[finite] <= 0).any():
         raise ValueError(f"needed losses above 0, got {y[finite].min():g}. Leave that row out")

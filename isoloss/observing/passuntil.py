@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from isoloss.observing.measured import Measured
 from isoloss.special import beta_quantile
 
@@ -49,6 +51,12 @@ def pass_until(passes: int, samples: int, *, wanted: int, coverage: float = 0.9)
         >>> print(pass_until(0, 100_000, wanted=5).unbiased)
         0 (90% interval 0 to 2.996e-05; unbiased; exact interval)
     """
+    given = {"passes": passes, "samples": samples, "wanted": wanted}
+    broken = {name: n for name, n in given.items() if not isinstance(n, int | np.integer)}
+    if broken:
+        name, count = next(iter(broken.items()))
+        raise ValueError(f"needed a whole number of {name}, got {count!r}. Give the counts of one task")
+    passes, samples, wanted = int(passes), int(samples), int(wanted)
     if wanted < 2:
         raise ValueError(f"needed 2 or more wanted passes for an unbiased estimate, got {wanted}. Sample on")
     if not 0 < coverage < 1:

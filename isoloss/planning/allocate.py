@@ -4,8 +4,8 @@ Bits per layer, rank per adapter, tokens per source, trials per rung are this on
 
 .. math:: \\min_{o} \\sum_i \\ell_{i,o_i} \\quad\\text{subject to}\\quad \\sum_i r^{(k)}_{i,o_i} \\le R_k
 
-It assumes that what an option does to one item does not depend on the others: measure a few of the answers whole. This
-module imports nothing else of the package.
+It assumes that what an option does to one item does not depend on the others: measure a few of the answers whole. It
+knows nothing of laws, fits or runs.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from isoloss.planning.multiple_choice import ROUNDING, STATES, added_up, least_sum, undominated
 
-ROUNDING = 1e-12  # a total within this share of a limit is within the limit: sums are rounded
-SPAN = 1e6  # what losses and limits are scaled to for HiGHS, whose tolerances are absolute: 1e-6
-STATES = 2_000_000  # partial sums that `pareto` keeps at most
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
@@ -32,10 +30,10 @@ class Option:
         item: what is treated: a layer, an adapter, a source.
         name: of the option: ``"4"`` for four bits. Tied items take options of one name.
         loss: what it adds to the sum that is made small, in any unit; may be negative.
-        uses: budget -> what it takes of it.
+        uses: budget -> what it takes of it; not negative.
 
     Raises:
-        ValueError: a number is not finite.
+        ValueError: a number is not finite, or negative where it may not be.
 
     Example:
         >>> Option("layer1.conv1", "4 bit", loss=0.46, uses={"bytes": 18432})
@@ -51,6 +49,9 @@ class Option:
         for what, value in {"loss": self.loss, **self.uses}.items():
             if not math.isfinite(value):
                 raise ValueError(f"{self.item}, {self.name}: needed a finite {what}, got {value}")
+        for what, value in self.uses.items():
+            if value < 0:
+                raise ValueError(f"{self.item}, {self.name}: needed {what} of 0 or more, got {value}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +66,7 @@ class Allocated:
         least: budget -> the least total that any choice takes of it, whatever it takes of the others.
         needed: where nothing fits: budget -> the limit at which something would, the other limits as they are;
             infinite where no amount of this one alone helps. Else empty.
+        gap: by how much less than ``loss`` an unseen choice might come to; 0 where this one is proved the best.
     """
 
     chosen: Mapping[str, str]
@@ -73,6 +75,7 @@ class Allocated:
     limits: Mapping[str, float]
     least: Mapping[str, float]
     needed: Mapping[str, float] = field(default_factory=dict)
+    gap: float = 0.0
 
     @property
     def feasible(self) -> bool:
@@ -86,7 +89,9 @@ class Allocated:
                 for name, value in self.needed.items()
                 if math.isfinite(value)
             )
-            return f"Allocated(nothing fits: {f'needed {wanted}' if wanted else 'more than one limit is too low'})"
+            return (
+                f"Allocated(nothing fits: {f'needed {wanted}' if wanted else 'several limits are too low'})"
+            )
         counts: dict[str, int] = {}
         for name in self.chosen.values():
             counts[name] = counts.get(name, 0) + 1
@@ -95,17 +100,19 @@ class Allocated:
             f", {name} {value:.6g}" + (f" of {self.limits[name]:.6g}" if name in self.limits else "")
             for name, value in self.uses.items()
         )
-        return f"Allocated(loss {self.loss:.6g}{spent}; {options})"
+        unsure = f", not proved: at most {self.gap:.2g} above the least" if self.gap else ""
+        return f"Allocated(loss {self.loss:.6g}{unsure}{spent}; {options})"
 
 
 def allocate(
     options: Sequence[Option], limits: Mapping[str, float], ties: Sequence[Sequence[str]] = ()
 ) -> Allocated:
-    """The choice of one option per item with the least sum of losses within all limits.
+    """The choice of one option per item with the least sum of losses within all limits, and the proof that it is.
 
-    A mixed-integer linear program, solved by HiGHS to a gap of 0. What HiGHS accepts within its tolerance and exact
-    sums do not is excluded and the program solved again, so that an answer is within every limit up to rounding
-    (1e-12). Of several choices with the same loss one is given.
+    Lagrange multipliers give a bound from below and take away the options that no better choice can contain. What is
+    left is added up item by item; a partial sum is dropped where another is no worse in everything, or where its bound
+    is no less than the best choice known. The answer is the least up to the rounding of sums (1e-12 of their span) and
+    within every limit up to the same (1e-12 of the limit). Of several choices with the same loss one is given.
 
     Args:
         options: of all items; every item has at least one.
@@ -113,13 +120,12 @@ def allocate(
         ties: groups of items that must take options of the same name. Groups that share an item are one.
 
     Raises:
-        ImportError: SciPy is not installed.
-        ValueError: options repeat or do not name every budget; a limit names none; tied items are unknown or do not
-            offer the same options.
-        RuntimeError: HiGHS stopped without an answer; the message is its own.
+        ValueError: options repeat or do not name every budget; a limit names none, or is not finite; tied items are
+            unknown or do not offer the same options.
+        RuntimeError: with several limits, a million partial sums did not tell whether anything fits.
 
-    Source: the program is that of Yao et al. 2021, HAWQ-V3, arXiv:2011.10680, for any items, budgets and ties; HiGHS:
-        Huangfu and Hall 2018, Mathematical Programming Computation 10.
+    Source: the problem as in Yao et al. 2021, HAWQ-V3, arXiv:2011.10680, for any items, budgets and ties; bounds:
+        Fisher 1981, The Lagrangian relaxation method, Management Science 27 (1).
 
     Example:
         >>> bits = [Option("a", "4", 0.9, {"bytes": 50}), Option("a", "8", 0.1, {"bytes": 100}),
@@ -132,15 +138,14 @@ def allocate(
         Allocated(nothing fits: needed bytes 70 (limit 60))
     """
     problem = _problem(options, limits, ties)
-    picked = _solved(problem, problem.losses, limits)
-    if picked is not None:
-        return _told(problem, picked, limits)
+    found = _solved(problem, problem.losses, limits)
+    if found is not None:
+        return _told(problem, found[0], limits, found[1])
     needed: dict[str, float] = {}
     for name in limits:
         others = {other: limit for other, limit in limits.items() if other != name}
-        column = problem.budgets.index(name)
-        thrifty = _solved(problem, [use[:, column] for use in problem.uses], others)
-        needed[name] = math.inf if thrifty is None else problem.totals(thrifty)[1][name]
+        thrifty = _solved(problem, problem.column(name), others)
+        needed[name] = math.inf if thrifty is None else problem.totals(thrifty[0])[1][name]
     return Allocated({}, math.nan, {}, dict(limits), problem.least(), needed)
 
 
@@ -152,13 +157,13 @@ def pareto(
 ) -> tuple[Allocated, ...]:
     """Every choice that is the best for some limit on one budget: the whole frontier, not its convex hull.
 
-    Items are added one by one; of the partial sums those are kept that no other beats in the loss and in every budget
-    that counts. No solver is needed. Between two neighbours of the answer the left one is the best.
+    With a limit between two neighbours the left one is the best. Without other limits all come from one pass
+    (Nemhauser and Ullmann); with them each is a solve, from the loosest limit down.
 
     Args:
         options, ties: as :func:`allocate`.
         along: the budget.
-        limits: on other budgets, or on this one.
+        limits: on other budgets, and on this one where the frontier shall end before its own.
 
     Returns:
         From the least total of ``along`` to the least loss; totals rise and losses fall strictly. Empty where nothing
@@ -166,7 +171,7 @@ def pareto(
 
     Raises:
         ValueError: as :func:`allocate`; no budget ``along``.
-        RuntimeError: there are more than two million partial sums: too many items with sizes that share no unit.
+        RuntimeError: there are more than a million partial sums: too many items whose uses share no unit.
 
     Source: Nemhauser and Ullmann 1969, Management Science 15 (9).
 
@@ -182,30 +187,21 @@ def pareto(
         raise ValueError(
             f"the options name no budget {along!r}; there are: {', '.join(problem.budgets) or 'none'}"
         )
-    counted = [along, *(name for name in limits if name != along)]
-    columns = [problem.budgets.index(name) for name in counted]
-    rest = np.array([use[:, columns].min(0) for use in problem.uses])
-    rest = np.cumsum(rest[::-1], 0)[::-1]  # the least that this group and all after it take
-    caps = np.array([_cap(limits[name]) if name in limits else math.inf for name in counted])
-    sums = np.zeros((1, 1 + len(columns)))  # loss, totals
-    trail: list[tuple[Array, Array]] = []  # per group: index of the state before, option
-    for g, (loss, uses) in enumerate(zip(problem.losses, problem.uses, strict=True)):
-        added = np.column_stack([loss, uses[:, columns]])
-        grown = (sums[:, None] + added[None]).reshape(-1, sums.shape[1])
-        after = rest[g + 1] if g + 1 < len(rest) else 0.0
-        within = np.flatnonzero((grown[:, 1:] + after <= caps + ROUNDING * np.abs(rest[0])).all(1))
-        if not len(within):
-            return ()
-        keep = within[_undominated(grown[within])]
-        if len(keep) > STATES:
-            raise RuntimeError(
-                f"more than {STATES} partial sums after {g + 1} of {len(rest)} groups of items: round what the options "
-                "use to a coarser unit, or ask `allocate` at the limits that matter"
-            )
-        trail.append((keep // len(added), keep % len(added)))
-        sums = grown[keep]
-    ends = [_told(problem, picked, limits) for picked in _traced(trail)]
-    return _strict([end for end in ends if _within(end.uses, limits)], along)
+    others = {name: limit for name, limit in limits.items() if name != along}
+    if others:
+        return _strict(_one_by_one(problem, along, limits, others), along)
+    top = np.array([_cap(limits[along]) if along in limits else math.inf])
+    column = problem.column(along)
+    every = [np.arange(len(loss)) for loss in problem.losses]
+    nothing = [np.zeros(len(loss)) for loss in problem.losses]
+    front = added_up(problem.losses, [use[:, None] for use in column], top, every, nothing, math.inf, STATES)
+    if front.left_out < math.inf:
+        raise RuntimeError(
+            f"the frontier needs more than {STATES} partial sums. Do: round what the options use to a coarser unit, or "
+            "ask `allocate` at the limits that matter"
+        )
+    ends = [_told(problem, front.picked(end), limits) for end in range(len(front.sums))]
+    return _strict(ends, along)
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,9 +234,16 @@ class _Problem:
         totals = {name: _sum([option.uses[name] for option in taken]) for name in self.budgets}
         return _sum([option.loss for option in taken]), totals
 
+    def column(self, budget: str) -> list[Array]:
+        """Per group what its options take of one budget."""
+        return [use[:, self.budgets.index(budget)] for use in self.uses]
+
     def least(self) -> dict[str, float]:
-        lowest = [[int(use[:, k].argmin()) for use in self.uses] for k in range(len(self.budgets))]
-        return {name: self.totals(lowest[k])[1][name] for k, name in enumerate(self.budgets)}
+        """The least total of every budget."""
+        return {
+            name: self.totals([int(use.argmin()) for use in self.column(name)])[1][name]
+            for name in self.budgets
+        }
 
 
 def _problem(
@@ -251,7 +254,9 @@ def _problem(
     table: dict[str, dict[str, Option]] = {}
     for option in options:
         if option.name in table.setdefault(option.item, {}):
-            raise ValueError(f"{option.item} has two options named {option.name!r}. Do: give each its own name")
+            raise ValueError(
+                f"{option.item} has two options named {option.name!r}. Do: give each its own name"
+            )
         table[option.item][option.name] = option
     budgets = tuple(options[0].uses)
     for option in options:
@@ -265,8 +270,8 @@ def _problem(
             raise ValueError(
                 f"the options name no budget {name!r}; there are: {', '.join(budgets) or 'none'}"
             )
-        if math.isnan(limit):
-            raise ValueError(f"needed a number as the limit on {name}, got {limit}")
+        if not math.isfinite(limit):
+            raise ValueError(f"needed a finite limit on {name}, got {limit}. Do: leave out what has no limit")
     group = _groups(list(table), ties)
     names: list[list[str]] = []
     losses: list[Array] = []
@@ -288,7 +293,7 @@ def _problem(
             for name in offered
         ]
         numbers = np.array(rows, dtype=float)
-        keep = _undominated(numbers)
+        keep = undominated(numbers)
         names.append([offered[k] for k in keep])
         losses.append(numbers[keep, 0])
         uses.append(numbers[keep, 1:])
@@ -308,109 +313,57 @@ def _groups(items: Sequence[str], ties: Sequence[Sequence[str]]) -> dict[str, in
     return {item: numbers.setdefault(id(together[item]), len(numbers)) for item in items}
 
 
-def _solved(problem: _Problem, goal: Sequence[Array], limits: Mapping[str, float]) -> list[int] | None:
-    """Option per group with the least sum of ``goal`` within the limits; None where nothing is within them."""
-    columns = [problem.budgets.index(name) for name in limits]
-    uses = [use[:, columns] for use in problem.uses]
-    least = np.array([use.min(0) for use in uses])
-    room = np.array([_cap(limit) for limit in limits.values()]) - least.sum(0)
-    if (room < -ROUNDING * np.abs(least).sum(0)).any():
-        return None
+def _solved(
+    problem: _Problem, goal: Sequence[Array], limits: Mapping[str, float]
+) -> tuple[list[int], float] | None:
+    """Option per group with the least sum of ``goal`` within the limits, and the gap; None where nothing fits.
+
+    Whether anything fits is the same question with one budget less: the least of that budget within the others.
+    """
     if not limits:
-        return [int(value.argmin()) for value in goal]
-    # Everything counted from the least of its group: what an option takes alone must leave room for the others.
-    extra = [use - low for use, low in zip(uses, least, strict=True)]
-    open_ = [np.flatnonzero((use <= room + ROUNDING * np.abs(least).sum(0)).all(1)) for use in extra]
-    if any(len(some) == 0 for some in open_):
+        return [int(value.argmin()) for value in goal], 0.0
+    *others, last = limits
+    found = _solved(problem, problem.column(last), {name: limits[name] for name in others})
+    if found is None:
         return None
-    starts = np.cumsum([0, *(len(some) for some in open_)])
-    size = int(starts[-1])
-    cost = np.concatenate([value[some] - value[some].min() for value, some in zip(goal, open_, strict=True)])
-    span = sum(float(np.ptp(value[some])) for value, some in zip(goal, open_, strict=True))
-    rows = np.concatenate([use[some] for use, some in zip(extra, open_, strict=True)]).T
-    heaviest = np.array([use[some].max(0) for use, some in zip(extra, open_, strict=True)]).sum(0)
-    binding = [k for k in range(len(columns)) if heaviest[k] > room[k]]
-    if not binding:
-        return [int(some[value[some].argmin()]) for value, some in zip(goal, open_, strict=True)]
-    ones = np.zeros((len(open_), size))
-    for g in range(len(open_)):
-        ones[g, starts[g] : starts[g + 1]] = 1
-    scale = [SPAN / room[k] if room[k] > 0 else 1.0 for k in binding]
-    held = np.array([rows[k] * s for k, s in zip(binding, scale, strict=True)])
-    tops = np.array([max(room[k], 0.0) * s for k, s in zip(binding, scale, strict=True)])
-    refused: list[Array] = []  # choices that only HiGHS's tolerance let through
-    while True:
-        picked = _milp(cost * (SPAN / span if span else 1.0), ones, held, tops, refused)
-        if picked is None:
-            return None
-        taken = [int(np.argmax(picked[starts[g] : starts[g + 1]])) for g in range(len(open_))]
-        chosen = [int(open_[g][k]) for g, k in enumerate(taken)]
-        if _within(problem.totals(chosen)[1], limits):
-            return chosen
-        line = np.zeros(size)
-        line[starts[:-1] + taken] = 1
-        refused.append(line)
-
-
-def _milp(cost: Array, ones: Array, held: Array, tops: Array, refused: Sequence[Array]) -> Array | None:
-    try:
-        from scipy.optimize import Bounds, LinearConstraint, milp
-    except ImportError:
-        raise ImportError(
-            "an allocation needs SciPy's HiGHS: pip install 'isoloss[allocate]'; `pareto` works without"
-        ) from None
-
-    constraints = [LinearConstraint(ones, 1, 1), LinearConstraint(held, -np.inf, tops)]
-    if refused:
-        constraints.append(LinearConstraint(np.array(refused), -np.inf, len(ones) - 1))
-    found = milp(
-        cost, constraints=constraints, integrality=np.ones(len(cost)), bounds=Bounds(0, 1), options={"mip_rel_gap": 0}
-    )
-    if found.status == 2:
+    start, gap = found
+    needed = problem.totals(start)[1][last]
+    if needed > _cap(limits[last]):
+        if needed - gap <= _cap(limits[last]):
+            raise RuntimeError(f"{STATES} partial sums did not tell whether anything fits in all limits")
         return None
-    if found.x is None or found.status != 0:
-        raise RuntimeError(f"HiGHS gave no answer: {found.message}")
-    picked: Array = found.x
-    return picked
+    return _from(problem, goal, limits, start)
 
 
-def _undominated(rows: Array) -> Array:
-    """Indices of the rows that no other is below in all columns; of equal rows the first. In order of the second column."""
-    if rows.shape[1] == 1:
-        return np.array([int(rows[:, 0].argmin())])
-    order = np.lexsort((*(rows[:, k] for k in range(rows.shape[1] - 1, 1, -1)), rows[:, 0], rows[:, 1]))
-    ranked = rows[order]
-    if rows.shape[1] == 2:
-        best = np.minimum.accumulate(ranked[:, 0])
-        return order[np.concatenate([[True], ranked[1:, 0] < best[:-1]])]
-    kept = np.empty((0, rows.shape[1]))
-    indices: list[Array] = []
-    for at in range(0, len(ranked), 256):  # sorted, so that a row is beaten only by one before it
-        part = ranked[at : at + 256]
-        free = ~_beaten(part, kept)
-        part, where = part[free], order[at : at + 256][free]
-        inner = (part[None, :] <= part[:, None]).all(2)
-        alive = ~np.tril(inner, -1).any(1)
-        kept = np.concatenate([kept, part[alive]])
-        indices.append(where[alive])
-    return np.concatenate(indices)
+def _from(
+    problem: _Problem, goal: Sequence[Array], limits: Mapping[str, float], start: list[int]
+) -> tuple[list[int], float]:
+    """The least from a choice that is known to fit, and the gap."""
+    columns = [problem.budgets.index(name) for name in limits]
+    least = np.array([use[:, columns].min(0) for use in problem.uses])
+    room = np.array([_cap(limit) for limit in limits.values()]) - least.sum(0)
+    extra = [use[:, columns] - low for use, low in zip(problem.uses, least, strict=True)]
+    return least_sum(goal, extra, np.maximum(room, 0.0), start)
 
 
-def _beaten(rows: Array, kept: Array) -> Array:
-    out = np.zeros(len(rows), dtype=bool)
-    for at in range(0, len(kept), 4096):
-        out |= (kept[at : at + 4096][None] <= rows[:, None]).all(2).any(1)
-    return out
-
-
-def _traced(trail: Sequence[tuple[Array, Array]]) -> list[list[int]]:
-    """The options of every state at the end."""
-    at = np.arange(len(trail[-1][0]))
-    picked = []
-    for before, option in reversed(trail):
-        picked.append(option[at])
-        at = before[at]
-    return [[int(k) for k in row] for row in np.array(picked[::-1]).T]
+def _one_by_one(
+    problem: _Problem, along: str, limits: Mapping[str, float], others: Mapping[str, float]
+) -> list[Allocated]:
+    """The best for ever lower limits on ``along``, each just below what the last one took."""
+    thrifty = _solved(problem, problem.column(along), others)
+    if thrifty is None:
+        return []
+    least = problem.totals(thrifty[0])[1][along]
+    ends: list[Allocated] = []
+    top = limits.get(along, math.inf)
+    while least <= _cap(top):
+        held = {**others, along: top} if math.isfinite(top) else dict(others)
+        picked, gap = _from(problem, problem.losses, held, thrifty[0])
+        ends.append(_told(problem, picked, limits, gap))
+        top = ends[-1].uses[along] * (1 - 4 * ROUNDING)
+        if ends[-1].uses[along] <= 0:
+            break
+    return ends
 
 
 def _strict(ends: list[Allocated], along: str) -> tuple[Allocated, ...]:
@@ -426,17 +379,15 @@ def _strict(ends: list[Allocated], along: str) -> tuple[Allocated, ...]:
     return tuple(kept)
 
 
-def _told(problem: _Problem, picked: Sequence[int], limits: Mapping[str, float]) -> Allocated:
+def _told(
+    problem: _Problem, picked: Sequence[int], limits: Mapping[str, float], gap: float = 0.0
+) -> Allocated:
     loss, totals = problem.totals(picked)
-    return Allocated(problem.chosen(picked), loss, totals, dict(limits), problem.least())
-
-
-def _within(totals: Mapping[str, float], limits: Mapping[str, float]) -> bool:
-    return all(totals[name] <= _cap(limit) for name, limit in limits.items())
+    return Allocated(problem.chosen(picked), loss, totals, dict(limits), problem.least(), {}, gap)
 
 
 def _cap(limit: float) -> float:
-    return limit + ROUNDING * abs(limit) if math.isfinite(limit) else limit
+    return limit + ROUNDING * abs(limit)
 
 
 def _sum(values: Sequence[float]) -> float:

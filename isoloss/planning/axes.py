@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from isoloss.laws.law import Law
-from isoloss.planning.surface import SIZES
+from isoloss.planning.surface import SIZES, tuned_without
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Tied = tuple[str, ...]  # axes that share one value
@@ -44,6 +44,10 @@ class Span:
         if not self.low < self.high:
             raise ValueError(f"a span needs low < high, got {self.low:g}:{self.high:g}")
 
+    def ends_at(self, value: float) -> bool:
+        """Whether the value is an end, as far as a search can tell."""
+        return min(abs(math.log(value / self.low)), abs(math.log(value / self.high))) < 1e-5
+
 
 _BITS = (3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 16.0)
 
@@ -57,9 +61,6 @@ DEFAULTS: Mapping[str, tuple[float, ...] | Span] = {
     "expert_density": Span(0.02, 1.0),
 }
 """What an axis is chosen from when nothing is said about it."""
-
-LEFT_OUT = ("lr", "batch_tokens", "batch_sequences")
-"""Columns of a term that says what mistuning costs: absent, the law is that of tuned runs."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def settle(
     twice = next((axis for axis in named if named.count(axis) > 1), None)
     if twice:
         raise ValueError(f"{twice} is held or chosen twice: keep one")
-    left_out = _left_out(law, [axis for axis in further if axis not in named and axis in LEFT_OUT])
+    left_out = tuned_without(law, [axis for axis in further if axis not in named])
     by_default = [axis for axis in further if axis not in (*named, *left_out)]
     for axis in by_default:
         default = DEFAULTS.get(axis)
@@ -209,12 +210,6 @@ def _known(axis: str, law: Law, further: list[str], value: object) -> bool:
     if value is not None:
         _refuse(axis, value)
     return True
-
-
-def _left_out(law: Law, axes: list[str]) -> tuple[str, ...]:
-    """Those of the axes without which the law still has a value."""
-    kept = law.given([axis for axis in law.axes if axis not in axes]).axes
-    return tuple(axis for axis in axes if axis not in kept)
 
 
 def _values(tied: Tied, values: Sequence[float]) -> tuple[float, ...]:

@@ -13,13 +13,11 @@ from isoloss.errors import NoAnswer
 from isoloss.fitting.borrow import law_and_origins, values_by_piece
 from isoloss.fitting.result import Fit
 from isoloss.laws.law import UNITS, Law
+from isoloss.planning.fitted import is_level
 from isoloss.planning.result import Quantity, Slot
 from isoloss.planning.surface import SIZES
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-LEVELS = ("loss", "error")
-"""Targets that a plan makes small, of those that isoloss has a unit for; an own law may name any other."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +140,7 @@ def _check_axes(law: Law) -> None:
             f"plan needs a law of params and tokens, with further axes or without, or of one of params, tokens and "
             f"flops; {law.spec} reads {list(law.axes)}, whose cost is not known. Plan with a law of those axes"
         )
-    if law.target in UNITS and law.target not in LEVELS:
+    if not is_level(law):
         raise ValueError(
             f"plan makes a loss small; {law.spec} gives {law.target}. Give it as learning_rate= or batch= beside a law "
             "of the loss"

@@ -21,22 +21,36 @@ Array = np.ndarray[Any, np.dtype[Any]]
 REACH = math.log(1e6)  # a step worth more than this factor of parameters is worth any number
 
 
-def rates_between(plug_in: Solved, draws: Solved | None, coverage: float) -> tuple[Between, ...]:
+def rates_between(
+    plug_in: Solved, draws: Solved | None, settled: Settled, coverage: float
+) -> tuple[Between, ...]:
     r"""For every ordered pair of axes, d ln of the one per d ln of the other at equal loss, at the plan.
 
     :math:`d \ln x_j / d \ln x_i = -L_i / L_j` with :math:`L_i = \partial L / \partial \ln x_i`, on the curve that each
-    draw sees through the planned point. ``tokens_unique`` is among the axes where tokens are repeated.
+    draw sees through the planned point. ``tokens_unique`` is among the axes where tokens are repeated. An axis that is
+    searched, costs nothing and is at its best (a learning rate) is not: it has nothing to give.
     """
     parts = [_slopes(one.surface, plug_in.optima) for one in (plug_in, draws) if one]
-    axes = list(parts[0])
+    axes = [axis for axis in parts[0] if axis not in _free(plug_in, settled)]
     slopes = {axis: np.concatenate([part[axis] for part in parts]) for axis in axes}
     out = []
     for of, per in itertools.permutations(axes, 2):
         with np.errstate(all="ignore"):
-            values = -slopes[per] / slopes[of]
+            values = 0.0 - slopes[per] / slopes[of]
         values = np.where(np.isfinite(values), values, np.nan)
         out.append(Between(of, per, Quantity(float(values[0]), *spread(values[1:], coverage))))
     return tuple(out)
+
+
+def _free(plug_in: Solved, settled: Settled) -> set[str]:
+    """Axes that were searched, are no cost, and lie inside their stretch."""
+    costs = [*(limit.cost for limit in plug_in.limits.held), *([plug_in.cost] if plug_in.cost else [])]
+    out: set[str] = set()
+    for tied, span in settled.spans.items():
+        value = float(plug_in.surface.others[tied[0]])
+        if not span.ends_at(value) and not any(cost.bounds(axis) for cost in costs for axis in tied):
+            out |= set(tied)
+    return out
 
 
 def _slopes(surface: Surface, best: Optima) -> dict[str, Array]:

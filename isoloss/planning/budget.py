@@ -35,8 +35,8 @@ class Budget:
             served), ``"money"`` (the default where a price is given), ``"train_flops"``,
             ``"device_hours"``, ``"bytes"``, ``"params"`` or ``"tokens"``.
         serve_tokens: prompt and generated tokens that will be served in all [count].
-        bits: per stored parameter at serving; for a law that reads ``bits_post`` or ``bits_weights``, those
-            are what is stored.
+        bits: per stored parameter at serving; for a law that reads ``bits_post``, ``bits_weights`` or the bits of a
+            floating-point format, those are what is stored.
         peak: of one device [FLOP/s].
         utilisation: share of the peak that training reaches, 0 to 1.
         serve_utilisation: the same for serving; that of training if not given.
@@ -143,13 +143,16 @@ class Budget:
         Raises:
             ValueError: ``bits_cost`` without bits in training, or ``bits`` beside an axis of stored bits.
         """
-        stored = next((axis for axis in ("bits_post", "bits_weights") if axis in axes), None)
+        stored = [name for _, own in costs.stored_bits(axes) for name in own]
         if stored and self.bits != type(self).bits:
-            raise ValueError(f"the law reads {stored}, which is what is stored: leave bits={self.bits:g} out")
-        if self.bits_cost and not any(axis in axes for axis in costs.TRAINED_BITS):
             raise ValueError(
-                f"bits_cost needs a law that reads bits in training ({', '.join(costs.TRAINED_BITS)}), got "
-                f"{', '.join(axes)}. Leave bits_cost out"
+                f"the law reads {' and '.join(stored)}, which is what is stored: leave bits={self.bits:g} out"
+            )
+        if self.bits_cost and not costs.trained_bits(axes):
+            known = ", ".join((*costs.TRAINED_BITS, " with ".join(costs.FLOAT_BITS)))
+            raise ValueError(
+                f"bits_cost needs a law that reads bits in training ({known}), got {', '.join(axes)}. Leave bits_cost "
+                "out"
             )
         found = {name: costs.with_axes(cost, axes, self.bits_cost) for name, cost in self.defined.items()}
         if "experts" in axes or "params_active" in axes:  # of the others' parameters nothing is known

@@ -1,144 +1,25 @@
-"""What a reader of a plan must know, and when there is no plan at all."""
+"""What a reader of a plan must know."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from isoloss.errors import NoAnswer
 from isoloss.planning.axes import Settled
 from isoloss.planning.belief import Belief
 from isoloss.planning.budget import Budget
-from isoloss.planning.costs import Cost
-from isoloss.planning.result import spread
-from isoloss.planning.search import Optima, best_loss, bisect, cheapest
+from isoloss.planning.search import Optima
 from isoloss.planning.surface import EDGE, SIZES, Limits, Surface
 from isoloss.runs import Finding
 from isoloss.runs.units import format_count
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-OPEN = 1e6  # a best size open by more than this factor is no answer
-WIDE = 100.0  # by more than this, a warning
+WIDE = 100.0  # a best size open by more than this factor
 PASSED_ON = ("small-sample", "at-bound", "few-agreeing-starts", "interrupted")
-
-
-def check_bounded(belief: Belief, budget: Budget, limits: Limits) -> None:
-    """A best loss needs limits that hold both axes, or it is found at infinity."""
-    both = {"params", "tokens"}
-    free = both - {axis for limit in limits.held for axis in both if limit.cost.bounds(axis)}
-    if not free:
-        return
-    held = ", ".join(budget.given)
-    repeats = " (this law may repeat them)" if "tokens_unique" in belief.law.axes and budget.tokens else ""
-    add = "flops=" if free == both or "tokens" in free else "flops=, params= or bytes="
-    raise ValueError(
-        f"the best loss within {held}{repeats} is at endless {' and '.join(sorted(free))}: add {add}, or a "
-        "wanted loss="
-    )
-
-
-def check_stored(belief: Belief, budget: Budget) -> None:
-    """Where experts are routed and ``params`` is what one token sees, the bytes of all of them are not known."""
-    partly = "experts" in belief.law.axes or "params_active" in belief.law.axes
-    if partly and (budget.bytes is not None or budget.objective == "bytes"):
-        raise ValueError(
-            f"{belief.law.spec} counts the parameters that one token sees, so the bytes of all its experts are not "
-            "known. Leave bytes out, or plan with a law of all parameters and expert_density"
-        )
-
-
-def check_open(belief: Belief, low: float, high: float) -> None:
-    """No plan where the draws put the best size anywhere."""
-    if math.isfinite(high) and high > OPEN * low:
-        raise NoAnswer(
-            f"the data leave the best size open from {format_count(low)} to {format_count(high)} parameters "
-            f"({100 * belief.coverage:g}% of the draws)",
-            "runs off the common ray: at least 3 values of tokens per parameter over a factor of 4 at the "
-            "largest budget affordable, or a smaller law",
-        )
-
-
-def no_room(limits: Limits) -> NoAnswer:
-    """Nothing fits in: not one parameter trained on one token."""
-    least_cost = {limit: float(np.min(limit.cost.value(limits.point()))) for limit in limits.held}
-    short = [limit for limit, least in least_cost.items() if least > limit.most]
-    names = ", ".join(f"{limit.name} {limit.most:.3g}" for limit in short)
-    least = ", ".join(f"{limit.name} {least_cost[limit]:.3g}" for limit in short)
-    return NoAnswer(
-        f"nothing can be trained within {names or 'these limits'}: one parameter on one token exceeds it",
-        f"at least {least or 'more of each limit'}",
-    )
-
-
-def out_of_reach(belief: Belief, surface: Surface, limits: Limits, cost: Cost, loss: float) -> NoAnswer:
-    """Why the plug-in law does not reach the wanted loss, and the least that would."""
-    floor = float(surface.floor()[0, 0])
-    if loss <= floor:
-        low, high = math.nan, math.nan
-        if len(belief.draws):
-            own = Surface(belief.law, belief.draws, others=surface.others)
-            low, high = spread(own.floor()[:, 0], belief.coverage)
-        between = f" ({low:.4g} to {high:.4g})" if math.isfinite(low) else ""
-        return NoAnswer(
-            f"loss {loss:g} is below the irreducible loss {floor:.4g}{between}",
-            f"a wanted loss above {floor:.4g}" + (f", safely above {high:.4g}" if between else ""),
-        )
-    best = best_loss(surface, limits)
-    used = [limit.name for limit, on in zip(limits.held, limits.at(best.x, best.d), strict=True) if on[0]]
-    if surface.unique is not None and (endless := _endless(surface)) > loss:
-        return _too_few_tokens(surface, loss, endless)
-    if not used:
-        return NoAnswer(
-            f"loss {loss:g} is not reached with 1e30 parameters and tokens: the law gives {best.loss[0]:.4g}",
-            f"a wanted loss above {best.loss[0]:.4g}",
-        )
-    ways = []
-    for limit in limits.held:
-        least = cheapest(surface, limits.without(limit.name), limit.cost, loss)
-        if limit.name in used and np.isfinite(least.x[0]):
-            amount = float(np.squeeze(limit.cost.value(limits.point(least.params[0], least.tokens[0]))))
-            ways.append(f"{limit.name} {limit.cost.text(amount)} instead of {limit.cost.text(limit.most)}")
-    reason = f"loss {loss:g} is not reached within {', '.join(used)}: the best there is {best.loss[0]:.4g}"
-    return NoAnswer(
-        reason,
-        " or ".join(ways)
-        or _without_limits(surface, replace(limits, held=()), cost, loss, float(best.loss[0])),
-    )
-
-
-def _without_limits(surface: Surface, limits: Limits, cost: Cost, loss: float, best: float) -> str:
-    """What it takes where no single limit is to blame."""
-    # with tokens to spare, so that a law that may repeat them need not
-    free = cheapest(replace(surface, unique=None), limits, cost, loss)
-    if np.isnan(free.x[0]):
-        return f"a wanted loss above {best:.4g}"
-    spend = float(np.squeeze(cost.value(limits.point(free.params[0], free.tokens[0]))))
-    return f"more of several limits at once; without any, {cost.text(spend)} {cost.what}"
-
-
-def _too_few_tokens(surface: Surface, loss: float, best: float) -> NoAnswer:
-    """Repeating cannot make up for what is missing: the unique tokens that endless repetition would need."""
-
-    def reached(log_unique: Array) -> Array:
-        unique = math.exp(float(log_unique[0, 0]))
-        return np.array([[_endless(replace(surface, unique=unique)) <= loss]])
-
-    least = math.exp(float(bisect(reached, np.zeros((1, 1)), np.full((1, 1), EDGE))[0, 0]))
-    held = format_count(surface.unique or math.nan)
-    return NoAnswer(
-        f"loss {loss:g} is not reached with {held} tokens however often they are repeated: the law gives {best:.4g}",
-        f"more than {format_count(least)} unique tokens, or a wanted loss above {best:.4g}",
-    )
-
-
-def _endless(surface: Surface) -> float:
-    """The least loss on the whole plane."""
-    return float(best_loss(surface, Limits((), surface.others)).loss[0])
 
 
 def warnings(
@@ -182,7 +63,9 @@ def about_slots(belief: Belief) -> list[Finding]:
                 "borrowed", "note", (), None,
                 f"not fitted here: {listed}",
                 "constants of one set-up seldom hold in another, and those without a stated range carry no uncertainty",
-                "fit them on runs of your own, or give them a range: values={NAME: 'LOW:HIGH'}, --value NAME=LOW:HIGH",
+                "fit them on runs of your own, or give them a range"
+                + (": values={NAME: 'LOW:HIGH'}, --value NAME=LOW:HIGH" if belief.fit is not None else
+                   " beside a fit of yours: isoloss.borrow, --borrow"),
             )
         )  # fmt: skip
     if belief.assumed_separable:
@@ -203,7 +86,7 @@ def about_searched(settled: Settled, others: Mapping[str, Any]) -> list[Finding]
     out = []
     for tied, span in settled.spans.items():
         value = float(others[tied[0]])
-        if min(abs(math.log(value / span.low)), abs(math.log(value / span.high))) < 1e-5:
+        if span.ends_at(value):
             name = "=".join(tied)
             out.append(
                 Finding(

@@ -25,6 +25,7 @@ FINE = 1e-7  # where one span's section ends, in ln
 SWEEPS = 14  # over two spans in turn, each within a bracket that narrows
 NARROWER = 0.6
 FULL = 100_000  # rows of draws that are solved, at most; of a wanted loss a tenth
+SLOWER = (1, 4 * GRID, 40 * GRID)  # times a row takes longer with so many axes that are searched
 PILOT = 40  # draws in which every combination is tried
 NEAR = 4.0  # standard deviations: a combination further behind in the pilot is left out
 RATIO = (5**0.5 - 1) / 2
@@ -205,9 +206,9 @@ def try_all(surface: Surface, draws: Array, limits: Limits, settled: Settled, go
     needed = {best} | {
         i for per_value in best_of_values(table, plug_in.objective) for i in per_value.values()
     }
-    if len(draws) < 2:
+    if len(draws) < 2 or not np.isfinite(plug_in.objective).any():
         return Tried(table, plug_in, best, np.array(sorted(needed)), None)
-    budget = (FULL if goal.cost is None else FULL // 10) // (4 * GRID if settled.spans else 1)
+    budget = (FULL if goal.cost is None else FULL // 10) // SLOWER[len(settled.spans)]
     near = np.array(sorted(needed | set(np.argsort(plug_in.objective)[: max(budget // PILOT, 1)].tolist())))
     if len(near) > len(needed):
         pilot = _of(surface, _thin(draws, PILOT), table[near], limits, settled, goal).objective

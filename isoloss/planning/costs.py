@@ -97,15 +97,21 @@ COMPUTED = ("streams", "expert_density")
 """Axes that FLOPs per token are proportional to, with ``params`` counting all experts."""
 
 TRAINED_BITS = ("bits_weights", "bits_activations", "bits_kv")
+FLOAT_BITS = ("exponent_bits", "mantissa_bits")
 FULL_BITS = 16.0
+FROZEN = (
+    4.0 / 6.0
+)  # of the FLOPs of training: forward, and the gradient of the input; the rest is a weight's own gradient
 
 
 def with_axes(cost: Cost, axes: Collection[str], bits: bool = False) -> Cost:
     r"""The cost of a model that has these axes too.
 
     FLOPs and all that follows from them (device-hours, money): times ``streams``, each of which computes the whole
-    model, and times ``expert_density``, the share of the parameters that one token passes through. Stored bytes:
-    all parameters, at ``bits_post`` where the law reads it, else at ``bits_weights``; streams share their weights.
+    model, and times ``expert_density``, the share of the parameters that one token passes through. Of
+    ``params_trainable`` alone is the gradient of a weight computed: training takes :math:`(4 N + 2 N_{trainable}) D`.
+    Stored bytes: all parameters, at ``bits_post`` where the law reads it, else at ``bits_weights``, else in the
+    floating-point format that it reads (a sign, ``exponent_bits``, ``mantissa_bits``); streams share their weights.
 
     Args:
         cost: of a dense model of one stream, in 16 bits.
@@ -123,18 +129,46 @@ def with_axes(cost: Cost, axes: Collection[str], bits: bool = False) -> Cost:
     if cost.name in ("params", "tokens"):
         return cost
     if cost.name == "bytes":
-        stored = next((axis for axis in ("bits_post", "bits_weights") if axis in axes), None)
-        return cost if stored is None else replace(cost, terms=((1 / 8.0, ("params", stored)),))
+        stored = stored_bits(axes)
+        return replace(cost, terms=_times((1 / 8.0, ("params",)), stored)) if stored else cost
     more = tuple(axis for axis in COMPUTED if axis in axes)
-    trained = [axis for axis in TRAINED_BITS if axis in axes] if bits else []
+    trained = trained_bits(axes) if bits else ()
     terms: list[Term] = []
     for coefficient, own in cost.terms:
-        if "tokens" in own and trained:  # of training
-            share = coefficient / FULL_BITS / len(trained)
-            terms += [(share, (*own, *more, axis)) for axis in trained]
+        parts: list[Term] = [(coefficient, (*own, *more))]
+        if "tokens" in own and "params_trainable" in axes:
+            rest = tuple("params_trainable" if axis == "params" else axis for axis in own)
+            parts = [(coefficient * FROZEN, (*own, *more)), (coefficient * (1.0 - FROZEN), (*rest, *more))]
+        if "tokens" in own and trained:
+            terms += [part for each in parts for part in _times(each, trained, 1.0 / FULL_BITS)]
         else:
-            terms.append((coefficient, (*own, *more)))
+            terms += parts
     return replace(cost, terms=tuple(terms))
+
+
+def stored_bits(axes: Collection[str]) -> tuple[Term, ...]:
+    """Bits of a stored parameter by the axes of a law, as a sum of products; empty where it reads none."""
+    post = next((axis for axis in ("bits_post", "bits_weights") if axis in axes), None)
+    return ((1.0, (post,)),) if post else _float_bits(axes)
+
+
+def trained_bits(axes: Collection[str]) -> tuple[Term, ...]:
+    """Mean of the bits in training that a law of these axes reads, as a sum of products; empty where it reads none."""
+    kinds: list[tuple[Term, ...]] = [((1.0, (axis,)),) for axis in TRAINED_BITS if axis in axes]
+    kinds += [whole] if (whole := _float_bits(axes)) else []
+    return tuple((part / len(kinds), own) for kind in kinds for part, own in kind)
+
+
+def _float_bits(axes: Collection[str]) -> tuple[Term, ...]:
+    """Bits of a floating-point format: its sign, exponent and mantissa."""
+    if not all(axis in axes for axis in FLOAT_BITS):
+        return ()
+    return ((1.0, ()), *((1.0, (axis,)) for axis in FLOAT_BITS))
+
+
+def _times(term: Term, terms: Sequence[Term], factor: float = 1.0) -> tuple[Term, ...]:
+    coefficient, own = term
+    return tuple((factor * coefficient * part, (*own, *more)) for part, more in terms)
 
 
 def params() -> Cost:

@@ -1,9 +1,24 @@
-"""What a decision asks of a fit: draws, and rows that determine its law."""
+"""What a decision asks of a fit: draws, rows that determine its law, a target that is to be small."""
 
 from __future__ import annotations
 
 from isoloss.errors import NoAnswer
 from isoloss.fitting.result import Fit
+from isoloss.laws.law import UNITS, Law
+
+LEVELS = ("loss", "error")
+"""Targets that a plan makes small, of those that isoloss has a unit for; an own law may name any other."""
+
+
+def is_level(law: Law) -> bool:
+    """Whether the law gives what is to be small: a loss, an error, or a target of one's own.
+
+    Example:
+        >>> from isoloss.laws import get
+        >>> is_level(get("hoffmann")), is_level(get("step-law"))
+        (True, False)
+    """
+    return law.target in LEVELS or law.target not in UNITS
 
 
 def refuse_unusable(fit: Fit) -> None:

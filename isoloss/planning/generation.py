@@ -11,7 +11,7 @@ import numpy as np
 
 from isoloss.errors import NoAnswer
 from isoloss.observing.measured import Measured
-from isoloss.observing.tries import at_least_one
+from isoloss.observing.tries import at_least_one, unseen
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -194,6 +194,10 @@ class Sampled:
         shapes = np.shape(self.prompt), np.shape(self.generated), np.shape(self.correct)
         if len(shapes[1]) != 2 or shapes[0] != shapes[1][:1] or shapes[1] != shapes[2] or 0 in shapes[1]:
             raise ValueError(f"needed shapes (Q,), (Q, m), (Q, m), got {shapes}")
+        if not np.isin(self.correct, (0, 1)).all():
+            raise ValueError(
+                "needed right or wrong (1 or 0) for every sample. Leave out those without an answer"
+            )
 
 
 @dataclass(frozen=True)
@@ -385,5 +389,9 @@ def _chosen(table: _Table, budget: float, per: str, rows: Array, coverage: float
         kept = table.solved[fits[:, 0]]
         means = np.array([kept[:, row].mean(axis=1).max() for row in rows])
     low, high = np.quantile(means, [(1 - coverage) / 2, (1 + coverage) / 2])
+    if value == 0.0:  # no resample sees beyond what all questions have in common
+        high = unseen(rows.shape[1], coverage)
+    elif value == 1.0:
+        low = 1.0 - unseen(rows.shape[1], coverage)
     how = f"perfect verifier; bootstrap over {rows.shape[1]} questions"
     return Choice(budget, Measured(value, float(low), float(high), coverage, how), setting, spent), means

@@ -37,6 +37,9 @@ class Move:
     coverage: float
     reading: str
 
+    def __str__(self) -> str:
+        return self.reading
+
 
 def benchmark_move(fit: Fit, before: float, after: float, *, coverage: float | None = None) -> Move:
     """Whether the error of a benchmark will be seen to move when the loss does.
@@ -75,6 +78,7 @@ def benchmark_move(fit: Fit, before: float, after: float, *, coverage: float | N
         f"from loss {before:g} to {after:g} {fit.law.target} changes by {change.value:+.4f} "
         f"({100 * coverage:g}% interval of one run against one run {change.low:+.4f} to {change.high:+.4f}): "
         + ("the benchmark will be seen to move" if resolved else "one run each will not tell")
+        + (f"; the law is read {reach:.3g} times outside its rows" if reach > 1 else "")
     )
     verdict = "resolved" if resolved else "not resolved"
     return Move(float(before), float(after), change, level, verdict, reach, coverage, text)

@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from isoloss.errors import NoAnswer
 from isoloss.fitting.result import Fit
 from isoloss.laws.law import Law
-from isoloss.planning import cautions
+from isoloss.planning import cautions, refusals
 from isoloss.planning.axes import Settled, Span, Tied, settle
 from isoloss.planning.belief import Belief, belief
 from isoloss.planning.between import rates_between, steps
 from isoloss.planning.budget import Budget
 from isoloss.planning.choices import axes_of, best_values
-from isoloss.planning.combine import Tried, try_all
+from isoloss.planning.combine import Goal, Tried, try_all
+from isoloss.planning.costs import train_flops, with_axes
 from isoloss.planning.one_axis import plan_one_axis
 from isoloss.planning.question import Question, question
 from isoloss.planning.rates import Solved, exchange_rates
@@ -106,13 +108,13 @@ def _plan_plane(held: Belief, budget: Budget, within: float, settled: Settled, r
     own = draws.optima if draws else None
     optima = _quantities(best, own, held.coverage)
     size = optima["params"]
-    cautions.check_open(held, size.low, size.high)
+    refusals.check_open(held, size.low, size.high)
     point = asked.limits.point(size.value, optima["tokens"].value)
     axes = plug_in.surface.at(best.x[:, None], best.d[:, None])
     loss, loss_run = held.levels({axis: float(values[0, 0]) for axis, values in axes.items()})
     spend = asked.same_spend(plug_in)
     costs = {name: float(cost.value(point)) for name, cost in asked.costs.items() if name not in point}
-    tuned = tune(rules, plug_in, draws, costs["train_flops"], held.coverage)
+    tuned = tune(rules, plug_in, draws, with_axes(train_flops(), asked.axes), held.coverage)
     notes = [
         *cautions.warnings(held, budget, asked.limits, plug_in.surface, best, own, (size.low, size.high)),
         *cautions.about_searched(settled, asked.others),
@@ -135,7 +137,7 @@ def _plan_plane(held: Belief, budget: Budget, within: float, settled: Settled, r
         exchange_rates=exchange_rates(plug_in, draws, held.coverage),
         axes=axes_of(settled, tried, asked.goal, held.coverage) if tried is not None else (),
         epochs=_epochs(plug_in, draws, held.coverage),
-        rates_between=rates_between(plug_in, draws, held.coverage),
+        rates_between=rates_between(plug_in, draws, settled, held.coverage),
         steps=steps(plug_in, draws, settled, held.coverage),
         slots=held.slots,
         assumed_separable=held.assumed_separable,
@@ -150,13 +152,31 @@ def _combined(asked: Question, settled: Settled) -> Tried | None:
     """Every combination of the further axes; None where the law has none."""
     if not settled.any:
         if (asked.limits.widest() < 0).all():
-            raise cautions.no_room(asked.limits)
+            raise refusals.no_room(asked.limits)
         return None
     plug_in = asked.surface(asked.belief.theta[None])
     table = asked.at(settled.others(settled.combinations()))
     if not settled.spans and (table.limits.widest() < 0).all():
-        raise cautions.no_room(table.limits)
-    return try_all(plug_in, asked.belief.draws, asked.limits, settled, asked.goal)
+        raise refusals.no_room(table.limits)
+    tried = try_all(plug_in, asked.belief.draws, asked.limits, settled, asked.goal)
+    if not np.isfinite(tried.plug_in.objective).any():
+        raise _no_answer(asked, settled)
+    return tried
+
+
+def _no_answer(asked: Question, settled: Settled) -> NoAnswer:
+    """Why no combination of the further axes will do; searched axes are where the loss is best."""
+    rows = try_all(
+        asked.surface(asked.belief.theta[None]), np.empty((0, 0)), asked.limits, settled, Goal(None, None)
+    )
+    others = settled.others(rows.combinations)
+    for tied, values in rows.plug_in.spans.items():
+        others |= dict.fromkeys(tied, values[:, None])
+    table, cost, loss = asked.at(others), asked.goal.cost, asked.budget.loss
+    if cost is None or loss is None or not np.isfinite(rows.plug_in.objective).any():
+        return refusals.no_room(table.limits)
+    surface = table.surface(np.tile(asked.belief.theta, (len(rows.combinations), 1)))
+    return refusals.out_of_reach(asked.belief, surface, table.limits, cost, loss)
 
 
 def _epochs(plug_in: Solved, draws: Solved | None, coverage: float) -> Quantity | None:

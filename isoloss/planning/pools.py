@@ -26,6 +26,7 @@ class PoolChoice:
         error: predicted error with them; the interval is over the draws.
         errors: of the best 1, 2, ... pools.
         chances: part of the draws in which the best 1, 2, ... pools give the least error.
+        coverage: of the intervals.
     """
 
     samples: float
@@ -33,6 +34,7 @@ class PoolChoice:
     error: Quantity
     errors: tuple[Quantity, ...]
     chances: tuple[float, ...]
+    coverage: float
 
 
 def best_pools(
@@ -118,4 +120,5 @@ def _choice(
         errors[best],
         errors,
         tuple(float(np.mean(chosen == k)) for k in range(len(order))),
+        coverage,
     )

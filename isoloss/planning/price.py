@@ -61,6 +61,10 @@ def noisy_price(
         raise ValueError(f"coverage must lie between 0 and 1, got {coverage}")
     refuse_unusable(fit)
     at = law.inputs({"samples_clean": samples_clean, "samples_noisy": samples_noisy})
+    if next(iter(at.values())).size != 1:
+        raise ValueError(
+            f"noisy_price needs one point, got samples_clean {samples_clean} and samples_noisy {samples_noisy}"
+        )
     value = float(_ratio(law, fit.theta[None], at)[0])
     if np.isnan(value):
         raise NoAnswer(

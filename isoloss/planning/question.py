@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from isoloss.planning import cautions
+from isoloss.planning import refusals
 from isoloss.planning.axes import PLANE
 from isoloss.planning.belief import Belief
 from isoloss.planning.budget import Budget
@@ -73,7 +73,7 @@ class Question:
         """
         found = self.solve(self.belief.theta[None])
         if found.cost is not None and self.budget.loss is not None and np.isnan(found.optima.x[0]):
-            raise cautions.out_of_reach(self.belief, found.surface, self.limits, found.cost, self.budget.loss)
+            raise refusals.out_of_reach(self.belief, found.surface, self.limits, found.cost, self.budget.loss)
         return found
 
     def binding(self, best: Optima) -> tuple[str, ...]:
@@ -109,11 +109,11 @@ def question(belief: Belief, budget: Budget, others: Mapping[str, float] | None 
         NoAnswer: not even one parameter fits in them.
     """
     axes = tuple(axis for axis in belief.law.axes if others is None or axis in PLANE or axis in others)
-    cautions.check_stored(belief, budget)
+    refusals.check_stored(belief, budget)
     repeats = "tokens_unique" in belief.law.axes
     names = [name for name in budget.given if not (name == "tokens" and repeats)]
     others = dict(others or {})
     limits = Limits(tuple(Limit(name, budget.cost(name, axes), budget.given[name]) for name in names), others)
     if budget.loss is None:
-        cautions.check_bounded(belief, budget, limits)
+        refusals.check_bounded(belief, budget, limits)
     return Question(belief, budget, limits, budget.tokens if repeats else None, axes, others)

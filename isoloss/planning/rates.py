@@ -61,7 +61,7 @@ def _along_isoloss(surface: Surface, best: Optima) -> dict[str, Array]:
     x, d = best.x[:1, None], best.d[:1, None]
     loss, by_size, by_tokens = surface.slopes(x, d)
     with np.errstate(all="ignore"):
-        slope = -by_size / by_tokens
+        slope = 0.0 - by_size / by_tokens
         half = np.exp(tokens_for(surface, loss, x - math.log(2.0)) - d)
     return {
         "tokens_for_params": slope[:, 0],

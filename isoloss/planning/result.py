@@ -262,6 +262,11 @@ class Plan:
             for name in axis.name.split("=")
         }
 
+    @property
+    def has_choices(self) -> bool:
+        """Whether a further axis was chosen or searched, so that a draw may have another best value of it."""
+        return any(axis.how in ("chosen", "searched") for axis in self.axes)
+
     def to_json(self) -> dict[str, Any]:
         """The document of ``isoloss plan --json``; unknown or infinite values are null."""
         parts = ("params", "tokens", "loss", "loss_run", "tokens_per_param", "regret_choice", "near_optimal")
@@ -343,8 +348,9 @@ class Plan:
         """Regret, near-optimal sizes, limits and costs, a line each."""
         choice, near, notes = self.regret_choice, self.near_optimal, []
         if not math.isnan(choice.expected_regret):
+            with_ = " with these choices" if self.has_choices else ""
             notes.append(
-                f"least expected regret at {format_count(choice.params)} on {format_count(choice.tokens)} "
+                f"least expected regret{with_} at {format_count(choice.params)} on {format_count(choice.tokens)} "
                 f"tokens: {choice.expected_regret:.2g} (here {choice.expected_regret_of_plug_in:.2g})"
             )
         if not math.isnan(near.params_low):
@@ -377,8 +383,9 @@ class Plan:
     def _costs(self) -> list[str]:
         """The costs as text; total FLOPs only where they are more than those of training."""
         defined = self.budget.defined
+        units = " in 16-bit units" if self.budget.bits_cost else ""
         return [
-            f"{name} {defined[name].text(value)}"
+            f"{name} {defined[name].text(value)}{units if name == 'train_flops' else ''}"
             for name, value in self.costs.items()
             if name != "total_flops" or "serve_flops" in self.costs
         ]

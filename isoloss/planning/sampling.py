@@ -14,7 +14,11 @@ from isoloss.planning.result import Quantity
 Array = np.ndarray[Any, np.dtype[Any]]
 
 SCHEMA = "isoloss/samples/1"
-MOST = 1 << 20  # tries looked at one by one; beyond, only the limit of endless tries is compared with
+ONE_BY_ONE = (
+    1 << 13
+)  # numbers of tries that are all looked at; above, those of a grid, and those about its best one
+GRID = np.geomspace(ONE_BY_ONE, 1e18, 1500)
+HALVINGS = 64
 SHOWN = 10  # of the curve
 
 
@@ -108,7 +112,8 @@ class BestSamples:
 
     Attributes:
         tries: the best number K* at the measured rates: 0 is abstain, ``inf`` is go on until one is accepted.
-            Its interval is over the posteriors of the rates.
+            Its interval, like all here, is over the posteriors of the rates and holds the value itself, also where
+            a count of none or all puts it at the edge of what the posterior allows. NaN ends where rates were given.
         on_average: the number of tries whose reward, averaged over the posteriors, is best.
         reward: expected reward per task at ``tries``.
         caps: per type, accuracy of what is accepted in the end, at any number of samples.
@@ -130,6 +135,9 @@ class BestSamples:
     uniform: bool
     coverage: float | None
     reading: str
+
+    def __str__(self) -> str:
+        return self.reading
 
     def to_json(self) -> dict[str, Any]:
         """For machines; an infinite number of tries is null."""
@@ -214,10 +222,10 @@ def best_samples(
 
     def quantity(number: float, over: Array) -> Quantity:
         if not counted:
-            return Quantity(float(number), float(number), float(number))
+            return Quantity(float(number), math.nan, math.nan)
         # of numbers of tries an end must be a number of tries: never between two draws, of which one may be inf
         low, high = np.quantile(over, ends, method="inverted_cdf")
-        return Quantity(float(number), float(low), float(high))
+        return Quantity(float(number), min(float(low), float(number)), max(float(high), float(number)))
 
     shown = int(min(max(SHOWN, tries + 2 if math.isfinite(tries) else 0), 100))
     table, over = _curve(point, terms, shown)[0], _curve(clouds, terms, shown)
@@ -228,7 +236,7 @@ def best_samples(
     reward = quantity(_reward(point, terms, tries)[0], _reward(clouds, terms, tries))
     caps = tuple(quantity(c, clouds.caps[:, i]) for i, c in enumerate(point.caps[0]))
     gains = terms.gains(point)[0]
-    uniform = not (at_once and price) and bool(np.all(gains > 0) or np.all(gains <= 0))
+    uniform = (tries == 0 or math.isinf(tries)) and bool(np.all(gains > 0) or np.all(gains <= 0))
     best = quantity(tries, many)
     return BestSamples(
         best, _on_average(clouds, terms, many), reward, caps, quantity(point.cap[0], clouds.cap), curve,
@@ -258,9 +266,19 @@ class _Rates:
         return cls(table[0] / table[0].sum(), *table[1:])
 
     @property
+    def taken(self) -> Array:
+        """Share of tries that are accepted."""
+        return np.asarray(self.p * self.tpr + (1 - self.p) * self.fpr)
+
+    @property
     def q(self) -> Array:
         """Share of tries that are rejected."""
-        return np.asarray(self.p * (1 - self.tpr) + (1 - self.p) * (1 - self.fpr))
+        return np.asarray(1 - self.taken)
+
+    def left(self, tries: Array | float) -> Array:
+        """``q^tries``, to its digits also where a try is hardly ever accepted; tries broadcast against (n, T)."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(np.equal(tries, 0), 1.0, np.exp(np.log1p(-self.taken) * tries))
 
     @property
     def caps(self) -> Array:
@@ -275,7 +293,7 @@ class _Rates:
 
     def accepted(self, tries: float) -> Array:
         """Share of tasks with an accepted answer within so many tries."""
-        return np.asarray(np.sum(self.prior * (1 - self.q**tries), axis=1))
+        return np.asarray(np.sum(self.prior * (1 - self.left(tries)), axis=1))
 
 
 @dataclass(frozen=True)
@@ -315,20 +333,23 @@ def _curve(r: _Rates, terms: _Terms, tries: int, first: int = 1) -> Array:
     return np.cumsum(steps, axis=1)
 
 
-def _reward(r: _Rates, terms: _Terms, tries: float) -> Array:
-    """Reward of that number of tries, which may be infinite, in closed form."""
-    q, gains = r.q, terms.gains(r)
+def _reward(r: _Rates, terms: _Terms, tries: Array | float) -> Array:
+    """Reward of that number of tries, which may be infinite, in closed form; one for all draws or one for each."""
+    taken, gains = r.taken, terms.gains(r)
+    k = np.reshape(tries, (-1, 1)).astype(float)
     with np.errstate(divide="ignore", invalid="ignore"):
-        total = np.where(q < 1, (1 - q**tries) / (1 - q), tries)  # of tries made, on average
+        made = -np.expm1(np.log1p(-taken) * k) / taken  # tries, on average
+        total = np.where(k == 0, 0.0, np.where(taken > 0, made, k))
         parts = np.where(gains == 0, 0.0, r.prior * gains * total)
-    return np.asarray(parts.sum(axis=1) - (terms.flat * tries if terms.flat else 0.0))
+    return np.asarray(parts.sum(axis=1) - (terms.flat * k[:, 0] if terms.flat else 0.0))
 
 
 def _best(r: _Rates, terms: _Terms) -> Array:
     """The number of tries with the highest reward, the smallest of equals, for each draw.
 
     Steps are a sum of geometric series: in the end the one with the largest q decides their sign. Tries are
-    looked at until it does, or until what all together could still bring is less than 1e-12 of the stakes.
+    looked at until it does, or until what all together could still bring is less than 1e-12 of the stakes; beyond
+    ``ONE_BY_ONE`` of them on a grid.
     """
     n, gains, q = len(r.p), terms.gains(r), r.q
     best, top, now = np.zeros(n), np.zeros(n), np.zeros(n)
@@ -339,7 +360,7 @@ def _best(r: _Rates, terms: _Terms) -> Array:
     endless = (np.where(slowest, r.prior * gains, 0.0).sum(axis=1) > 0) & (terms.flat == 0)
     endless_reward = _reward(r, terms, math.inf)
     open_, first, block = np.arange(n), 1, 32
-    while len(open_):
+    while len(open_) and first <= ONE_BY_ONE:
         part = _Rates(*(getattr(r, name)[open_] for name in ("prior", "p", "tpr", "fpr")))
         rewards = now[open_, None] + _curve(part, terms, block, first)
         place = np.argmax(rewards, axis=1)
@@ -356,10 +377,27 @@ def _best(r: _Rates, terms: _Terms) -> Array:
             lead = np.abs(np.where(slowest[open_], np.sign(gains[open_]) * left, 0.0).sum(axis=1))
             decided = lead > np.where(slowest[open_], 0.0, left).sum(axis=1)
             decided |= to_come.sum(axis=1) < 1e-12 * stakes
-        decided |= first > MOST
         open_, block = open_[~decided], min(2 * block, 4096)
+    if len(open_):
+        far, reward = _far(_Rates(*(getattr(r, name)[open_] for name in ("prior", "p", "tpr", "fpr"))), terms)
+        better = reward > top[open_] + 1e-15 * stakes
+        best[open_[better]], top[open_[better]] = far[better], reward[better]
     best[endless & (endless_reward >= top - 1e-12 * stakes)] = math.inf
     return best
+
+
+def _far(r: _Rates, terms: _Terms) -> tuple[Array, Array]:
+    """The best of very many tries and its reward: on a grid, then by golden section between its neighbours."""
+    rewards = np.stack([_reward(r, terms, k) for k in GRID], axis=1)
+    place = np.argmax(rewards, axis=1)
+    low, high = GRID[np.maximum(place - 1, 0)], GRID[np.minimum(place + 1, len(GRID) - 1)]
+    ratio = (math.sqrt(5) - 1) / 2
+    for _ in range(HALVINGS):
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        worse = _reward(r, terms, left) < _reward(r, terms, right)
+        low, high = np.where(worse, left, low), np.where(worse, high, right)
+    found = np.rint(0.5 * (low + high))
+    return found, _reward(r, terms, found)
 
 
 def _on_average(r: _Rates, terms: _Terms, tries: Array) -> float:

@@ -120,7 +120,8 @@ def _sated(surface: Surface, x: Array, d: Array, halvings: int = HALVINGS) -> Ar
 
 
 def tokens_for(surface: Surface, loss: float | Array, x: Array, tolerance: float = 1e-12) -> Array:
-    """ln of the tokens that reach ``loss`` at ln N = ``x``; infinite where 1e30 tokens do not.
+    """ln of the tokens that reach ``loss`` at ln N = ``x``; infinite where 1e30 tokens do not, NaN where the law has
+    no value at that size.
 
     Newton steps, kept in a bracket, on the log of what is left above the loss that endless tokens would
     give at this size: a straight line for a power law, whose root one step finds. Where tokens beyond some number
@@ -148,7 +149,8 @@ def tokens_for(surface: Surface, loss: float | Array, x: Array, tolerance: float
         d = new
         if (done | never | at_once).all():
             break
-    return np.where(never, np.inf, np.where(at_once, 0.0, d))
+    found = np.where(never, np.inf, np.where(at_once, 0.0, d))
+    return np.where(np.isnan(least), np.nan, found)
 
 
 def cheapest(surface: Surface, limits: Limits, cost: Cost, loss: float) -> Optima:
@@ -191,7 +193,8 @@ def stretch(surface: Surface, limits: Limits, x: Array, loss: float | Array) -> 
     """The stretch of ln N around ``x`` on which the frontier of the limits reaches ``loss``, (R, 1) each."""
 
     def misses(at: Array) -> Array:
-        return surface.loss(at, spend_within(surface, limits, at, COARSE)) > loss
+        reached = surface.loss(at, spend_within(surface, limits, at, COARSE)) <= loss
+        return ~reached  # also where the law has no value
 
     ends = []
     for end in (np.zeros((1, 1)), limits.widest()):

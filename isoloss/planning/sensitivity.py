@@ -13,6 +13,7 @@ from isoloss.fitting.sensitivity import Variant
 from isoloss.laws import get
 from isoloss.laws.law import Law
 from isoloss.planning.costs import TRAIN_FLOPS, train_flops
+from isoloss.planning.fitted import is_level
 from isoloss.planning.search import best_loss
 from isoloss.planning.surface import EDGE, SIZES, Limit, Limits, Surface
 
@@ -76,7 +77,7 @@ def _point(surface: Surface, flops: float) -> tuple[float, float]:
 def optima(fit: Fit) -> tuple[Optimum | None, ...]:
     """The optimum of each variant of ``fit.sensitivity`` at the compute of its reference point.
 
-    None where a variant was not made, or its law trades no size against tokens.
+    None where a variant was not made, or its law trades no size against tokens for a smaller loss.
 
     Example:
         >>> import isoloss
@@ -91,6 +92,8 @@ def optima(fit: Fit) -> tuple[Optimum | None, ...]:
 
 def _of(variant: Variant, fit: Fit) -> Optimum | None:
     size = next((axis for axis in variant.at if axis in SIZES), None)
+    if not is_level(fit.law):  # a rate or a batch
+        return None
     if not variant.values or size is None or not {size, "tokens"} <= set(variant.at) <= _plane(size):
         return None
     law = fit.law if variant.law == fit.law.spec else get(variant.law)

@@ -23,6 +23,9 @@ EDGE = math.log(1e30)  # the search goes from 1 to 1e30 parameters, and tokens
 FAR = math.log(1e200)  # stands for endless
 SIZES = ("params", "params_nonembedding", "params_active")
 
+MISTUNED = ("lr", "batch_tokens", "batch_sequences")
+"""Columns of a term that says what mistuning costs: absent, the law is that of tuned runs."""
+
 
 @dataclass(frozen=True, eq=False)
 class Surface:
@@ -105,10 +108,13 @@ class Surface:
     def floor(self) -> Array:
         """The loss that no size and no number of tokens gets below, (R, 1).
 
-        Tokens grow as the size does, or more slowly: a term of quantisation rises with their ratio.
+        Tokens grow as the size does, or more slowly: a term of quantisation rises with their ratio. What mistuning
+        costs is left out: a learning rate that is held is far from the best one of endless sizes.
         """
         x, d = np.full((1, 1), FAR), FAR * np.array([[1.0, 0.5, 0.25]])
-        least: Array = np.nanmin(replace(self, unique=None).loss(x, d), axis=1, keepdims=True)
+        tuned = tuned_without(self.law, self.others)
+        others = {axis: values for axis, values in self.others.items() if axis not in tuned}
+        least: Array = np.nanmin(replace(self, unique=None, others=others).loss(x, d), axis=1, keepdims=True)
         return least
 
     def rows_at(self, rows: Array) -> Surface:
@@ -117,6 +123,13 @@ class Surface:
 
     def _pool(self, values: Array) -> Array:
         return np.mean(values, axis=0, keepdims=True) if self.pooled else values
+
+
+def tuned_without(law: Law, axes: Collection[str]) -> tuple[str, ...]:
+    """Those of the axes that are of mistuning, and without which the law has a value: that of tuned runs."""
+    gone = [axis for axis in axes if axis in MISTUNED]
+    kept = law.given([axis for axis in law.axes if axis not in gone]).axes
+    return tuple(axis for axis in gone if axis not in kept)
 
 
 @dataclass(frozen=True)

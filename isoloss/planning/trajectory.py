@@ -19,23 +19,24 @@ from isoloss.fitting.objective import Objective, StudentT
 from isoloss.fitting.prediction import Prediction
 from isoloss.fitting.result import Fit
 from isoloss.observing.critical_batch import critical_batch_size, steps_to_target
+from isoloss.observing.measured import Measured
 from isoloss.runs import Runs, read
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 COLUMNS = ("params_nonembedding", "batch_tokens", "step", "loss")
 LEAST_BATCHES = 5  # the paper's own least
-LEAST_RUNGS = 3  # for a line through two parameters with something left over
+LEAST_HYPERBOLAS = 3  # for a line through two parameters with something left over
 
 
 @dataclass(frozen=True)
-class Rung:
+class Hyperbola:
     """The hyperbola of steps and batch at one target loss, of one size.
 
     Attributes:
         params_nonembedding: the size. loss: the target.
         steps_min: steps at a batch without end. tokens_min: tokens at a vanishing batch.
-        critical_batch: ``tokens_min / steps_min``; low, high: its interval, 0 or inf where it is open.
+        critical: the critical batch, ``tokens_min / steps_min``; an end is 0 or inf where it is open.
         batches: how many batch sizes the hyperbola goes through.
     """
 
@@ -43,15 +44,13 @@ class Rung:
     loss: float
     steps_min: float
     tokens_min: float
-    critical_batch: float
-    low: float
-    high: float
+    critical: Measured
     batches: int
 
 
 @dataclass(frozen=True)
 class Left:
-    """A size or a target loss without a hyperbola, and why; ``loss`` is NaN for a whole size."""
+    """A size or a target loss without a hyperbola, and why; ``loss`` is NaN for a whole size, or a run of it."""
 
     params_nonembedding: float
     loss: float
@@ -63,12 +62,12 @@ class Unraveled:
     """The constants of Kaplan's laws for one set-up, in stages and jointly.
 
     Attributes:
-        rungs: stage 1, one hyperbola for each size and target loss. left: those without one, and why.
+        hyperbolas: stage 1, one for each size and target loss. left: those without one, and why.
         staged: the six parameters of ``su-unraveling`` as the published stages give them.
         joint: the fit of ``su-unraveling`` to every row, runs resampled whole; what :meth:`predict` uses.
     """
 
-    rungs: tuple[Rung, ...]
+    hyperbolas: tuple[Hyperbola, ...]
     left: tuple[Left, ...]
     staged: dict[str, float]
     joint: Fit
@@ -91,7 +90,7 @@ class Unraveled:
 
     def __repr__(self) -> str:
         inner = ", ".join(f"{name}={value:.4g}" for name, value in self.joint.values.items())
-        return f"Unraveled({inner}; {len(self.rungs)} hyperbolas, {len(self.left)} left out)"
+        return f"Unraveled({inner}; {len(self.hyperbolas)} hyperbolas, {len(self.left)} left out)"
 
 
 def unravel(
@@ -136,17 +135,18 @@ def unravel(
                 f"({int(bad.sum())} such rows). Leave them out with where="
             )
     names = np.unique(np.asarray(table[run]), return_inverse=True)[1]
-    curves = _curves(columns, names)
-    rungs, left = _ladders(curves, losses)
-    if len(rungs) < LEAST_RUNGS:
+    curves, short = _curves(columns, names)
+    found, left = _ladders(curves, losses)
+    left = [*short, *left]
+    if len(found) < LEAST_HYPERBOLAS:
         why = f": {left[0].why}" if left else ""
         raise NoAnswer(
-            f"{len(rungs)} hyperbolas of steps against batch are too few{why}",
+            f"{len(found)} hyperbolas of steps against batch are too few{why}",
             f"a size run at {LEAST_BATCHES} or more batches, from well below the critical batch to well above",
         )
     batch = fit(
         "kaplan-bcrit",
-        {"loss": [r.loss for r in rungs], "critical_batch": [r.critical_batch for r in rungs]},
+        {"loss": [h.loss for h in found], "critical_batch": [h.critical.value for h in found]},
         draws=0,
         sensitivity=False,
     )
@@ -165,15 +165,16 @@ def unravel(
         "su-unraveling", table, objective=objective or StudentT(), draws=draws, uncertainty="bootstrap",
         cluster=run, coverage=coverage, seed=seed, sensitivity=False,
     )  # fmt: skip
-    return Unraveled(tuple(rungs), tuple(left), {**curve.values, **batch.values}, joint)
+    return Unraveled(tuple(found), tuple(left), {**curve.values, **batch.values}, joint)
 
 
 Curve = tuple[float, float, Array, Array]
 
 
-def _curves(columns: dict[str, Array], names: Array) -> list[Curve]:
-    """Size, batch, steps and losses of each run, steps rising."""
-    out = []
+def _curves(columns: dict[str, Array], names: Array) -> tuple[list[Curve], list[Left]]:
+    """Size, batch, steps and losses of each run, steps rising; and the runs of a single row, which are no curves."""
+    out: list[Curve] = []
+    short: list[Left] = []
     for number in range(int(names.max()) + 1):
         mine = np.flatnonzero(names == number)
         mine = mine[np.argsort(columns["step"][mine])]
@@ -185,12 +186,14 @@ def _curves(columns: dict[str, Array], names: Array) -> list[Curve]:
             )
         if len(mine) > 1:
             out.append((float(size[0]), float(batch[0]), columns["step"][mine], columns["loss"][mine]))
-    return out
+        else:
+            short.append(Left(float(size[0]), float("nan"), f"a run at batch {batch[0]:g} has one row"))
+    return out, short
 
 
-def _ladders(curves: list[Curve], losses: int | Sequence[float]) -> tuple[list[Rung], list[Left]]:
+def _ladders(curves: list[Curve], losses: int | Sequence[float]) -> tuple[list[Hyperbola], list[Left]]:
     """A hyperbola for every size with enough batches and every target loss that all its batches reach."""
-    rungs: list[Rung] = []
+    out: list[Hyperbola] = []
     left: list[Left] = []
     for size in sorted({curve[0] for curve in curves}):
         mine = [curve for curve in curves if curve[0] == size]
@@ -205,9 +208,8 @@ def _ladders(curves: list[Curve], losses: int | Sequence[float]) -> tuple[list[R
             except NoAnswer as no:
                 left.append(Left(size, target, no.reason))
                 continue
-            at = found.critical
-            rungs.append(Rung(size, target, found.a, found.b, at.value, at.low, at.high, len(batches)))
-    return rungs, left
+            out.append(Hyperbola(size, target, found.a, found.b, found.critical, len(batches)))
+    return out, left
 
 
 def _targets(curves: list[Curve], losses: int | Sequence[float]) -> list[float]:

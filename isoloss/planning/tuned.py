@@ -14,6 +14,7 @@ import numpy as np
 from isoloss.fitting.result import Fit
 from isoloss.laws.law import Law
 from isoloss.planning.belief import Belief, named
+from isoloss.planning.costs import Cost
 from isoloss.planning.rates import Solved
 from isoloss.planning.result import Quantity, Tuned, spread
 from isoloss.planning.surface import SIZES
@@ -73,31 +74,21 @@ def rule(given: Fit | str, target: str) -> Rule:
 
 
 def tune(
-    rules: Sequence[Rule], plug_in: Solved, draws: Solved | None, flops: float, coverage: float
+    rules: Sequence[Rule], plug_in: Solved, draws: Solved | None, flops: Cost, coverage: float
 ) -> list[Entry]:
     """Every rule at the planned point, batch first: a law of the learning rate may read it.
 
     Args:
         rules: in that order.
         plug_in, draws: the plan, and the optima of its draws.
-        flops: of training, at the plan.
+        flops: of training, at any number of bits.
         coverage: of intervals.
 
     Raises:
         ValueError: a law reads a batch that nothing gives.
     """
-    best = plug_in.optima
-    here = _point(best.params[:1], best.tokens[:1], np.array([flops]), best.loss[:1])
-    there: dict[str, Array] = {}
-    if draws is not None:
-        own = draws.optima
-        able = np.isfinite(own.x) & np.isfinite(own.d)
-        scale = flops / float(
-            best.params[0] * best.tokens[0]
-        )  # 6, and what the further axes multiply it with
-        there = _point(
-            own.params[able], own.tokens[able], scale * (own.params * own.tokens)[able], own.loss[able]
-        )
+    here = _point(plug_in, flops)
+    there = _point(draws, flops) if draws is not None else {}
     out: list[Entry] = []
     for entry in rules:
         tuned, values = _tuned(entry, here, there, coverage)
@@ -108,8 +99,13 @@ def tune(
     return out
 
 
-def _point(params: Array, tokens: Array, flops: Array, loss: Array) -> dict[str, Array]:
-    return {**dict.fromkeys(SIZES, params), "tokens": tokens, "flops": flops, "loss": loss}
+def _point(solved: Solved, flops: Cost) -> dict[str, Array]:
+    """What a law of a hyper-parameter may read, at the optima that there are."""
+    found = solved.optima
+    able = np.isfinite(found.x) & np.isfinite(found.d)
+    params, tokens = found.params[able], found.tokens[able]
+    spent = flops.value(solved.limits.point(params, tokens))
+    return {**dict.fromkeys(SIZES, params), "tokens": tokens, "flops": spent, "loss": found.loss[able]}
 
 
 def _tuned(

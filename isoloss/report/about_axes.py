@@ -73,8 +73,8 @@ def between_parts(found: Plan) -> list[Part]:
             table("Exchange between all axes at the same loss", heads, rows, tuple(range(1, len(heads))))
         )
     rows = [
-        (f"{step.axis} {step.value:g} to {step.to:g}", number(step.loss.value, 3), _ends(step.loss, "loss"),
-         number(step.params.value, 3), number(step.tokens.value, 3))
+        (f"{step.axis} {step.value:g} to {step.to:g}", _signed(number(step.loss.value, 3)), _ends(step.loss, "loss"),
+         _cell(step.params, 3), _cell(step.tokens, 3))
         for step in found.steps
     ]  # fmt: skip
     if rows:
@@ -86,22 +86,25 @@ def between_parts(found: Plan) -> list[Part]:
             "as tokens times",
         )
         parts.append(table("What a step of a choice is worth", heads, rows, (1, 2, 3, 4)))
-    return [part for part in parts]
+    return parts
 
 
-def _cell(q: Quantity) -> str:
-    if math.isnan(q.low):
-        return number(q.value, 3)
-    return f"{number(q.value, 3)} ({interval(q.low, q.high, 2)})"
+def _cell(q: Quantity, digits: int = 2) -> str:
+    ends = "" if math.isnan(q.low) else f" ({interval(q.low, q.high, digits)})"
+    return _signed(number(q.value, 3) + ends)
 
 
 def _gap(value: float, aim: str) -> str:
-    return number(value, 3) if aim == "loss" or not math.isfinite(value) else f"{100 * value:.3g}%"
+    return _signed(number(value, 3) if aim == "loss" or not math.isfinite(value) else f"{100 * value:.3g}%")
 
 
 def _ends(q: Quantity, aim: str) -> str:
     if math.isnan(q.low):
         return "—"
     if aim == "loss" or not math.isfinite(q.high):
-        return interval(q.low, q.high, 3)
-    return f"{100 * q.low:.3g}% to {100 * q.high:.3g}%"
+        return _signed(interval(q.low, q.high, 3))
+    return _signed(f"{100 * q.low:.3g}% to {100 * q.high:.3g}%")
+
+
+def _signed(text: str) -> str:
+    return text.replace("-", "−")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from isoloss.fitting.borrow import fitted_part, loan_words
 from isoloss.fitting.result import Fit
 from isoloss.report.blocks import Code, Part, Picture, Row, Section, picture, table
 from isoloss.report.canvas import named
@@ -231,7 +232,7 @@ def parameter_section(fit: Fit) -> Section:
     meaning = {parameter.name: parameter.meaning for parameter in fit.law.parameters}
     rows = []
     for name, entry in fit.parameters.items():
-        held = entry.status in ("fixed", "borrowed")
+        held = entry.status == "fixed" or (entry.status == "borrowed" and not entry.stderr > 0)
         error = "—" if held else number(entry.stderr, 2)
         ends = "—" if held or np.isnan(entry.low) else interval(entry.low, entry.high)
         rows.append((name, number(entry.value), error, ends, entry.status, meaning[name]))
@@ -319,7 +320,7 @@ def making_section(fit: Fit, version: str, repeat: str) -> Section:
     )
     parts = (
         table("Every choice", ("choice", "value"), rows),
-        Code(f"{fit_command(fit)}\n{repeat}"),
+        Code(f"{fit_command(fitted_part(fit))}\n{' '.join([repeat, *map(shlex.quote, loan_words(fit))])}"),
     )
     return Section("making", "How this was made", said, parts)
 

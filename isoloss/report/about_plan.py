@@ -14,6 +14,7 @@ from isoloss.planning.axes import PLANE
 from isoloss.planning.budget import Budget
 from isoloss.planning.costs import train_flops, with_axes
 from isoloss.planning.curves import Frontier, frontier, isoflop_curve, isoloss_curve
+from isoloss.planning.fitted import is_level
 from isoloss.planning.optimum import plan as make_plan
 from isoloss.planning.result import Plan, Rate
 from isoloss.planning.surface import SIZES
@@ -59,8 +60,8 @@ class Answer:
 
 
 def is_plane(fit: Fit) -> bool:
-    """Whether the law trades a size against tokens."""
-    return "tokens" in fit.law.axes and any(axis in SIZES for axis in fit.law.axes)
+    """Whether the law trades a size against tokens for a smaller loss."""
+    return is_level(fit.law) and "tokens" in fit.law.axes and any(axis in SIZES for axis in fit.law.axes)
 
 
 def default_budget(fit: Fit) -> Budget | None:
@@ -86,10 +87,12 @@ def default_budget(fit: Fit) -> Budget | None:
     )
 
 
-def answer(fit: Fit, asked: Budget | Plan | None) -> Answer:
-    """The plan for a budget, by default :func:`default_budget`; or the plan that is there already."""
+def answer(fit: Fit, asked: Budget | Plan | NoAnswer | None) -> Answer:
+    """The plan for a budget, by default :func:`default_budget`; or the plan, or why there is none, found already."""
     if isinstance(asked, Plan):
         return _with_line(fit, asked)
+    if isinstance(asked, NoAnswer):
+        return _without(asked)
     budget = asked or default_budget(fit)
     if budget is None:
         axes = listed([named(axis) for axis in fit.law.axes])
@@ -97,12 +100,14 @@ def answer(fit: Fit, asked: Budget | Plan | None) -> Answer:
     try:
         found = make_plan(fit, budget)
     except NoAnswer as error:
-        return Answer(
-            None, None, math.nan, f"{error.reason.rstrip('.')}. Needed: {error.needed.rstrip('.')}."
-        )
+        return _without(error)
     except ValueError as error:  # a budget on what the law does not read
         return Answer(None, None, math.nan, f"{str(error).rstrip('.')}.")
     return _with_line(fit, found)
+
+
+def _without(why: NoAnswer) -> Answer:
+    return Answer(None, None, math.nan, f"{why.reason.rstrip('.')}. Needed: {why.needed.rstrip('.')}.")
 
 
 def _with_line(fit: Fit, found: Plan) -> Answer:
@@ -153,7 +158,7 @@ def surface_section(fit: Fit, given: Answer) -> Section:
     said = (
         f"Along equal compute the best size grows from {format_count(_best(first))} at "
         f"{flops_text(budgets[0])} training FLOPs to {format_count(_best(last))} at {flops_text(budgets[-1])}. Near its optimum each curve is flat: a somewhat smaller "
-        f"model costs little loss. Bands widen where no run lies.{_held_text(others)}",
+        f"model costs little loss. Bands widen where no run lies.{_held_text(others)}{_fresh_text(given.plan)}",
     )
     size = named(size_axis(fit))
     parts: list[Part] = [
@@ -180,6 +185,12 @@ def _held_text(others: Mapping[str, float]) -> str:
     return f" All at {listed([f'{name} {value:.4g}' for name, value in others.items()])}, as planned."
 
 
+def _fresh_text(found: Plan | None) -> str:
+    """What the pictures leave out where the plan repeats tokens."""
+    repeats = found is not None and found.epochs is not None and found.epochs.value > 1
+    return " All tokens of the curves are distinct, those of the plan are not." if repeats else ""
+
+
 def _best(curve: object) -> float:
     params, loss = curve.params, curve.loss.value  # type: ignore[attr-defined]
     return float(params[int(np.argmin(loss))])
@@ -192,8 +203,9 @@ def plan_section(fit: Fit, given: Answer) -> Section:
         return Section("plan", "Plan", (f"No plan: {given.why}",))
     rows = [(_cap(name), value, ends or "—") for name, value, ends in found.rows()]
     defined = found.budget.defined
+    units = " in 16-bit units" if found.budget.bits_cost else ""
     rows += [
-        (defined[name].what, defined[name].text(value), "—")
+        (defined[name].what + (units if name == "train_flops" else ""), defined[name].text(value), "—")
         for name, value in found.costs.items()
         if name != "total_flops" or "serve_flops" in found.costs
     ]
@@ -219,7 +231,7 @@ def plan_section(fit: Fit, given: Answer) -> Section:
                     picture(
                         lambda figure: draw_frontier(figure.subplots(), line, size, asked), "frontier",
                         "Compute-optimal size and tokens over training FLOPs, with bands.",
-                        "The frontier: how much of each a budget is best spent on.", SMALL_SIZE,
+                        f"The frontier: how much of each a budget is best spent on.{_fresh_text(found)}", SMALL_SIZE,
                     ),
                     picture(
                         lambda figure: draw_frontier_loss(figure.subplots(), line, fit, asked), "frontierloss",
@@ -237,10 +249,12 @@ def _cap(name: str) -> str:
     return named(name) if name in ("params", "params_nonembedding", "tokens") else name
 
 
-def budget_text(budget: Budget) -> str:
-    """The limits of a budget in words."""
+def budget_text(budget: Budget, repeats: bool = False) -> str:
+    """The limits of a budget in words; of a law that repeats them, tokens are those available."""
     limits = [
-        f"{budget.cost(name).text(value)} {budget.cost(name).what}" for name, value in budget.given.items()
+        f"{budget.cost(name).text(value)} "
+        f"{'distinct tokens' if name == 'tokens' and repeats else budget.cost(name).what}"
+        for name, value in budget.given.items()
     ]
     goal = (
         [f"a loss of {budget.loss:g} for the least {budget.objective.replace('_', ' ')}"]
@@ -266,7 +280,11 @@ def plan_sentence(found: Plan) -> str:
     loss = found.loss
     ends = "" if math.isnan(loss.low) else f" ({interval(loss.low, loss.high)})"
     on = f"{' on '.join(point)}, " if point else ""
-    return f"For {budget_text(found.budget)}: {on}loss {number(loss.value)}{ends}."
+    others = [f"{axis.name} {axis.value.value:.4g}" for axis in found.axes if axis.how != "left-out"]
+    others += [f"{entry.name} {format_count(entry.value.value)}" for entry in found.tuned]
+    with_ = f"with {listed(others)}, " if others else ""
+    asked = budget_text(found.budget, found.epochs is not None)
+    return f"For {asked}: {on}{with_}loss {number(loss.value)}{ends}."
 
 
 def _plan_said(fit: Fit, found: Plan) -> tuple[str, ...]:
@@ -280,7 +298,7 @@ def _plan_said(fit: Fit, found: Plan) -> tuple[str, ...]:
     if not math.isnan(choice.expected_regret):
         said.append(
             f"Averaged over the draws, least loss is given away at {format_count(choice.params)} parameters on "
-            f"{format_count(choice.tokens)} tokens."
+            f"{format_count(choice.tokens)} tokens{', with these choices' if found.has_choices else ''}."
         )
     return (*said, *axes_said(found))
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from isoloss.comparing.backtest import Backtest, backtest
 from isoloss.errors import NoAnswer
+from isoloss.fitting.borrow import fitted_part
 from isoloss.fitting.checklist import Item
 from isoloss.fitting.result import Fit
 from isoloss.fitting.sensitivity import Variant, made, outside, place
@@ -21,9 +22,9 @@ MANY = 40  # held-back runs, above which the table has only those outside their 
 
 
 def back_tested(fit: Fit) -> Backtest | str:
-    """The back-test of a fit, or the reason why there is none."""
+    """The back-test of a fit, of what is borrowed nothing; or the reason why there is none."""
     try:
-        return backtest(fit)
+        return backtest(fitted_part(fit))
     except NoAnswer as error:
         return f"{error.reason.rstrip('.')}. Needed: {error.needed.rstrip('.')}."
     except ValueError as error:  # rows without an order by cost

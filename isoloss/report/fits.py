@@ -41,8 +41,12 @@ LINEAR = ("loss", "error")
 
 
 def draw_fit(axes: Axes, fit: Fit) -> None:
-    """Curves for laws of one and two axes; for more, predicted against measured."""
-    draw = {1: _one_axis, 2: _two_axes}.get(len(fit.law.axes), _against)
+    """Curves for laws of one and two axes; for more, predicted against measured.
+
+    So too for a law that cannot mean every point between its rows: one of shares, or of a count that begins at 1.
+    """
+    anywhere = not fit.law.may_be_zero and fit.law.accepts(fit.x) is None
+    draw = {1: _one_axis, 2: _two_axes}.get(len(fit.law.axes), _against) if anywhere else _against
     draw(axes, fit)
 
 
@@ -200,7 +204,7 @@ def _limits(axes: Axes, fit: Fit, room: Array) -> None:
 
 
 def _against(axes: Axes, fit: Fit) -> None:
-    """Predicted against measured, for laws of more than two axes."""
+    """Predicted against measured."""
     level, band = _band(fit, dict(fit.x))
     both = np.concatenate([level, fit.y])
     losses(axes, "x", both)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
 from isoloss.comparing.backtest import Backtest
+from isoloss.errors import NoAnswer
 from isoloss.files import refuse_unwritable, write_atomically
 from isoloss.fitting.result import Fit
 from isoloss.planning.budget import Budget
@@ -37,12 +37,13 @@ from isoloss.report.about_proof import (
     sensitivity_section,
 )
 from isoloss.report.blocks import Cautions, Section, cautions
+from isoloss.report.html import Head, html
 from isoloss.report.words import plural
 from isoloss.study.ledger import Ledger
 from isoloss.version import VERSION
 
 VERDICTS = {
-    "identified": "identified: the runs determine every parameter of the law",
+    "identified": "identified: the runs determine every parameter that is fitted to them",
     "not-identified": "not identified: the runs do not determine this law. Many other parameters fit them as "
     "well, so read no single number off this page and plan nothing with it",
     "not-converged": "not converged: the minimiser stopped early, so the numbers are not those of the best fit",
@@ -51,7 +52,10 @@ VERDICTS = {
 
 
 def write_report(
-    fit: Fit, path: str | Path, budget: Budget | Plan | None = None, ledger: Ledger | None = None
+    fit: Fit,
+    path: str | Path,
+    budget: Budget | Plan | NoAnswer | None = None,
+    ledger: Ledger | None = None,
 ) -> Path:
     """Write one HTML page about a fit: what was found, how sure it is, and what to train next.
 
@@ -61,7 +65,8 @@ def write_report(
     Args:
         fit: what to report.
         path: of the page.
-        budget: what to plan for, or a plan made with this fit (with its choices of further axes); by default ten times the training FLOPs of the dearest run (or ten times
+        budget: what to plan for; or a plan made with this fit, with its choices of further axes, learning rate and
+            batch; or why there is none. By default ten times the training FLOPs of the dearest run (or ten times
             the most of the law's one axis).
         ledger: predictions that were written down before their runs, for a section on how they came out.
 
@@ -94,7 +99,9 @@ def _how_to_get_one(given: object) -> str:
     return "Make one with isoloss.fit(law, table)"
 
 
-def report_html(fit: Fit, budget: Budget | Plan | None = None, ledger: Ledger | None = None) -> str:
+def report_html(
+    fit: Fit, budget: Budget | Plan | NoAnswer | None = None, ledger: Ledger | None = None
+) -> str:
     """The page as text, see :func:`write_report`."""
     given, seen = answer(fit, budget), back_tested(fit)
     sections = (
@@ -132,7 +139,7 @@ def _short(fit: Fit, given: Answer, seen: Backtest | str, sections: Sequence[Sec
     return tuple(said)
 
 
-def command(budget: Budget | Plan | None) -> str:
+def command(budget: Budget | Plan | NoAnswer | None) -> str:
     """The command that writes this page again.
 
     Example:
@@ -140,40 +147,34 @@ def command(budget: Budget | Plan | None) -> str:
         'isoloss report FIT --flops 1e+22 --bytes 8e+09 --bits 16'
     """
     words = ["isoloss report FIT"]
-    limits = budget.budget if isinstance(budget, Plan) else budget
+    limits = None if isinstance(budget, NoAnswer) else budget.budget if isinstance(budget, Plan) else budget
     for name, value in (limits.to_json() if limits else {}).items():
         shown = "" if value is True else f" {value if isinstance(value, str) else f'{value:g}'}"
         words.append(f"--{name.replace('_', '-')}{shown}")
-    others = budget.others if isinstance(budget, Plan) else {}
-    return " ".join([*words, *(f"--hold {name}={value:g}" for name, value in others.items())])
-
-
-def _unbroken(value: object) -> object:
-    """No line ends between a number and its per cent sign."""
-    return value.replace(" %", "\u00a0%") if type(value) is str else value
+    for axis in budget.axes if isinstance(budget, Plan) else ():
+        values = ",".join(f"{other.value:g}" for other in axis.alternatives)
+        if axis.how == "chosen":
+            words.append(f"--choose {axis.name}={values}")
+        elif axis.how != "left-out":
+            words += [f"--hold {name}={axis.value.value:.8g}" for name in axis.name.split("=")]
+    tuned = [entry.name for entry in budget.tuned] if isinstance(budget, Plan) else []
+    words += [f"--{'lr' if name == 'lr' else 'batch'} FIT" for name in tuned]
+    return " ".join(words)
 
 
 def _render(fit: Fit, short: Sequence[str], found: Cautions, sections: Sequence[Section]) -> str:
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    held = files("isoloss.report")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_unbroken
-    )
-    template = environment.from_string(held.joinpath("page.html.j2").read_text(encoding="utf-8"))
-    style = held.joinpath("page.css").read_text(encoding="utf-8")
     place = fit.source.rpartition("/")[2].rpartition("\\")[2]
+    runs, of = plural(len(fit.y), "run"), "" if place in ("", "memory") else f" of {place}"
     verdict, _, meaning = VERDICTS[fit.result].partition(": ")
-    return template.render(
-        fit=fit,
-        place="" if place == "memory" else place,
-        runs=plural(len(fit.y), "run"),
+    head = Head(
+        title=f"{fit.law.spec}: {runs}{of}",
+        kind="report on a fit",
+        heading=f"{fit.law.spec} on {runs}{of}",
+        formula=f"{fit.law.target} = {fit.law.formula}",
+        mark=fit.result,
         verdict=verdict,
         meaning=meaning,
-        short=short,
-        found=found,
-        sections=sections,
-        style=Markup(style),
-        markup=Markup,
+        quiet="Neither the table nor the fit gave a warning.",
+        rest="the fit's file",
     )
+    return html(head, short, found, sections)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from isoloss.fitting.approaches import Allocation
     from isoloss.fitting.prediction import Prediction
     from isoloss.fitting.result import Fit
+    from isoloss.fitting.schedule_fit import ScheduleFit
+    from isoloss.measure.roofline import Roofline
     from isoloss.planning.result import Plan
     from isoloss.runs import Runs
 
@@ -22,10 +24,15 @@ _DRAWN_BY = {
     "Plan": ("isoloss.planning.result", "isoloss.report.plans", "draw_plan"),
     "Allocation": ("isoloss.fitting.approaches", "isoloss.report.allocations", "draw_allocation"),
     "Versus": ("isoloss.comparing.versus_result", "isoloss.report.versus", "draw_versus"),
+    "ScheduleFit": ("isoloss.fitting.schedule_fit", "isoloss.report.schedules", "draw_schedules"),
+    "Roofline": ("isoloss.measure.roofline", "isoloss.report.rooflines", "draw_roofline"),
 }
 
 
-def plot(thing: Runs | Fit | Prediction | Plan | Allocation | Versus, ax: Axes | None = None) -> Axes:
+def plot(
+    thing: Runs | Fit | Prediction | Plan | Allocation | Versus | ScheduleFit | Roofline,
+    ax: Axes | None = None,
+) -> Axes:
     """The picture of a result, with its intervals.
 
     - runs: where they lie over size and tokens, coloured by loss, with lines of equal training FLOPs; loss
@@ -36,7 +43,10 @@ def plot(thing: Runs | Fit | Prediction | Plan | Allocation | Versus, ax: Axes |
       near-optimal sizes; for a wanted loss the sizes and tokens that reach it;
     - an allocation (:func:`isoloss.isoflop`, :func:`isoloss.envelope`): the optima and the line through them;
     - a comparison of two fits (:func:`isoloss.versus`): both curves with their bands, the interval of the
-      crossing, and where each has rows.
+      crossing, and where each has rows;
+    - a fit of schedules: its training curves, measured and as the law has them; of others,
+      :func:`isoloss.report.schedules.draw_schedules`;
+    - a roofline (:func:`isoloss.measure.roofline.roofline`): what a machine reaches, over FLOPs for a byte.
 
     Args:
         thing: what to draw.

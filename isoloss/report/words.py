@@ -22,6 +22,18 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:.{digits - 1}e}" if abs(value) >= 1e6 or abs(value) < 1e-3 else f"{value:.0f}"
 
 
+def amount(value: float | None, digits: int = 4) -> str:
+    """A number that may be a count: whole ones up to seven digits in full, others as :func:`number` has them.
+
+    Example:
+        >>> amount(9610.0), amount(0.0), amount(2.5), amount(1.5e9)
+        ('9610', '0', '2.500', '1.500e+09')
+    """
+    if value is not None and abs(value) < 1e7 and float(value).is_integer():
+        return str(int(value))
+    return number(value, digits)
+
+
 def interval(low: float, high: float, digits: int = 4) -> str:
     """``low to high``.
 

@@ -176,12 +176,20 @@ def _learning_rate(s: Subject) -> str | None:
     return next((n for n in _rates() if s.numbers(n) is not None), None)
 
 
+# Columns of which a law gives the best value. Losses of one point that differ by more are not all of best ones.
+SETTINGS = ("lr", "batch_tokens")
+_TRIED = 1.005
+
+
 def _rates() -> tuple[str, ...]:
     return ("lr", *CANONICAL["lr"].also.split())
 
 
 def lr_not_tuned(s: Subject) -> Iterator[Finding]:
     """``lr-not-tuned``: one learning rate for all sizes, or a sweep whose best was not chosen."""
+    if s.target in SETTINGS:
+        yield from _sweep_for_optima(s)
+        return
     name = _learning_rate(s)
     if name is None or "params" not in s.values or name in s.axes or s.signed:
         return
@@ -205,6 +213,28 @@ def lr_not_tuned(s: Subject) -> Iterator[Finding]:
         )
         return
     yield from _unchosen_sweep(s, name, lr, np.flatnonzero(good))
+
+
+def _sweep_for_optima(s: Subject) -> Iterator[Finding]:
+    """Settings that were tried, where a law of the best setting wants the best ones: their losses differ."""
+    loss = s.numbers("loss")
+    if loss is None:
+        return
+    used = np.flatnonzero(s.good & np.isfinite(loss) & (loss > 0))
+    point = group_ids([s.values[axis][used] for axis in s.axes], len(used))
+    swept = [used[g] for g in members(point) if np.unique(s.values[s.target][used[g]]).size > 2]
+    swept = [g for g in swept if loss[g].max() > _TRIED * loss[g].min()]
+    if swept:
+        yield Finding(
+            "lr-not-tuned",
+            "warning",
+            s.rows(np.sort(np.concatenate(swept))),
+            s.target,
+            f"{len(swept)} points have three or more values of {s.target} and losses that differ: the rows are those"
+            " of a sweep, not its best ones.",
+            f"a law of the best {s.target} takes every value that was tried for a best one",
+            f"isoloss optimum TABLE --by {','.join(s.axes)} --out FILE, and fit to that file",
+        )
 
 
 def _unchosen_sweep(s: Subject, name: str, lr: Floats, used: npt.NDArray[np.intp]) -> Iterator[Finding]:

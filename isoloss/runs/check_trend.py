@@ -7,6 +7,7 @@ from itertools import combinations_with_replacement
 
 import numpy as np
 
+from isoloss.runs.check_rows import SETTINGS
 from isoloss.runs.check_units import beyond_gap
 from isoloss.runs.finding import Finding, Floats, Subject, share
 
@@ -16,12 +17,11 @@ _FEWEST = 8
 _DEVIATIONS = 6.0
 _LEAST = 0.05
 _EXPONENTS = (0.15, 0.35, 0.6)
-_SETTINGS = ("lr", "batch_tokens")
 
 
 def diverged(s: Subject) -> Iterator[Finding]:
     """``diverged``: rows above the trend by more than 6 robust standard deviations and 5 per cent."""
-    if s.signed or s.target in _SETTINGS:
+    if s.signed or s.target in SETTINGS:
         return  # the trend is of logs; and a best setting does not diverge
     good = s.good.copy()
     of = [axis for axis in s.axes if axis not in s.may_be_zero]

@@ -150,7 +150,9 @@ _COLUMNS = (
     ),
     # Numbers: 0 of a kind is a design, not a mistake.
     Column("samples_clean", "number", "count", "training samples without added noise", also="n_clean"),
-    Column("samples_noisy", "number", "count", "training samples known at a noise level only", also="n_noisy"),
+    Column(
+        "samples_noisy", "number", "count", "training samples known at a noise level only", also="n_noisy"
+    ),
     Column(
         "epochs",
         "number",
@@ -196,10 +198,16 @@ _COLUMNS = (
         "peak learning rate",
         also="lr_peak peak_lr learning_rate max_lr",
     ),
-    Column("bits_weights", "number", "bit", "bits of the weights in training", also="bits_weight weight_bits"),
-    Column("bits_activations", "number", "bit", "bits of the activations in training", also="activation_bits"),
+    Column(
+        "bits_weights", "number", "bit", "bits of the weights in training", also="bits_weight weight_bits"
+    ),
+    Column(
+        "bits_activations", "number", "bit", "bits of the activations in training", also="activation_bits"
+    ),
     Column("bits_kv", "number", "bit", "bits of the KV cache in training", also="kv_bits"),
-    Column("bits_post", "number", "bit", "bits of the weights after post-training quantisation", also="ptq_bits"),
+    Column(
+        "bits_post", "number", "bit", "bits of the weights after post-training quantisation", also="ptq_bits"
+    ),
     Column("exponent_bits", "number", "bit", "exponent bits of the floating-point format of training"),
     Column("mantissa_bits", "number", "bit", "mantissa bits of the floating-point format of training"),
     Column(

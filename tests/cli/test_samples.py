@@ -45,7 +45,7 @@ def test_all_at_once_is_dearer(tmp_path, capsys):
     ("text", "message"),
     [
         ("a,b\n1,2\n", "needed columns tasks"),
-        (COUNTS.replace("174,174", "174,", 1), "whole number for right_accepted in row 1"),
+        (COUNTS.replace("174,174", "174,", 1), "row 1: needed a whole number for right_accepted"),
         (COUNTS.replace("58", "5.5", 1), "whole number for tasks"),
         (COUNTS.replace("174,174", "174,175", 1), "right_accepted <= right"),
         (RATES.replace("0.87", "1.2"), "p between 0 and 1"),

@@ -124,6 +124,8 @@ def test_exit_codes(files: Path, capsys: Out, tmp_path: Path) -> None:
         ("predict", fit, "--schedule", f"constant:{SHAPE}", "--of", "all"): (2, "--of must be"),
         ("predict", fit, "--schedule", f"constant:{SHAPE}", "--steps", "700"): (2, "from 1 to 600"),
         ("predict", curves, "--schedule", f"constant:{SHAPE}"): (2, "is not JSON"),
+        ("predict", fit, "--schedule", "rates.csv"): (2, "there is no file 'rates.csv'"),
+        ("choose", fit, *asked, "--end", "0.02"): (2, "last rate at or below the peak 0.01"),
         ("choose", str(annealed), *asked, "--best", str(tmp_path / "r.csv")): (3, "artefact"),
     }
     for words, (code, said) in cases.items():

@@ -67,3 +67,16 @@ def test_a_stack_of_several_axes_is_fitted_by_student_t_unless_told_otherwise():
     assert isoloss.auto(grid(), laws, **quick).leading.objective == isoloss.StudentT()
     asked = isoloss.auto(grid(), laws, objective=isoloss.Huber(), **quick)
     assert asked.leading.objective == isoloss.Huber()
+
+
+def test_a_table_of_learning_rates_is_not_one_of_losses():
+    rates = {"params": [1e8, 2e8, 4e8], "lr": [0.01, 0.005, 0.0025]}
+    with pytest.raises(ValueError, match="auto needs a column loss or error, got params, lr"):
+        named("auto", isoloss.read(rates).derive())
+
+
+def test_a_law_of_the_batch_is_offered_the_batch():
+    batch = 2.0 ** np.arange(4, 16)
+    table = {"batch_sequences": batch, "tokens": batch * 1e5, "steps": 100 + 1e5 / batch}
+    _, chosen, _ = named(["critical-batch(batch_sequences)", "auto"], isoloss.read(table).derive())
+    assert [law.spec for law in chosen] == ["critical-batch-free(batch_sequences)"]

@@ -153,7 +153,7 @@ def test_auto_takes_what_the_table_allows_and_says_what_not():
     assert asked == []
     assert "hestness(params)" in [law.spec for law in chosen]
     assert left["henighan(params)"] == "the same form as hestness"
-    assert left["loss-to-error"] == "predicts error, not loss"
+    assert left["loss-to-error"] == "no law of the loss"
     assert "tokens" in left["hoffmann"]
     assert "need 12 rows" in left["broken2(params)"]
     assert {law.spec for law in chosen} | set(left) >= {get(slug).slug for slug in ("hoffmann", "gadre")}

@@ -104,7 +104,7 @@ def test_reach_is_of_the_axes_or_of_the_loss(stages):
 def test_a_stack_can_be_the_first_stage(stages):
     x = {"tokens": np.geomspace(1e8, 1e12, 16)}
     runs = {**x, "loss": 1.7 + 900 * x["tokens"] ** -0.3}
-    stack = isoloss.auto(runs, ["power", "hestness"], draws=50, fold_draws=50)
+    stack = isoloss.auto(runs, ["power", "hestness"], draws=50, fold_draws=50, starts=8, folds=2)
     found = isoloss.chain(stack, stages[1]).predict(tokens=1e11)
     want = laws.get("loss-to-error").evaluate(list(LINK.values()), loss=1.7 + 900 * 1e11**-0.3)
     assert float(found.median[0]) == pytest.approx(float(want), abs=0.01)
@@ -176,7 +176,7 @@ def test_gadre_s_two_stages_hold_the_measured_errors(table):
 def test_error_alone_cannot_tell_base_and_link_apart_and_says_so():
     x = grid()
     table = {**x, "error": LAW.evaluate(THETA, **x)}
-    found = isoloss.fit(LAW, table, draws=0, starts=24, sensitivity=False)
+    found = isoloss.fit(LAW, table, draws=0, starts=12, sensitivity=False)
     finding = next(w for w in found.warnings if w.code == "confounded-link")
     assert found.result == "not-identified"
     assert "E, A, B, k and gamma" in finding.text
@@ -197,7 +197,7 @@ def test_with_as_many_held_a_link_is_fitted_on_error_alone(held):
     table = {**x, "error": LAW.evaluate(THETA, **x)}
     truth = {**BASE, **LINK}
     constraints = Constraints(fix={name: truth[name] for name in held})
-    found = isoloss.fit(LAW, table, constraints=constraints, draws=0, starts=24, sensitivity=False)
+    found = isoloss.fit(LAW, table, constraints=constraints, draws=0, starts=12, sensitivity=False)
     assert found.result == "identified"
     assert not any(w.code == "confounded-link" for w in found.warnings)
     np.testing.assert_allclose(found.theta, THETA, rtol=1e-4)
@@ -209,7 +209,7 @@ def test_one_held_is_not_enough():
     noise = 0.003 * np.random.default_rng(0).normal(size=20)
     table = {**x, "error": LAW.evaluate(THETA, **x) + noise}
     found = isoloss.fit(
-        LAW, table, constraints=Constraints(fix={"E": 1.8}), draws=0, starts=24, sensitivity=False
+        LAW, table, constraints=Constraints(fix={"E": 1.8}), draws=0, starts=12, sensitivity=False
     )
     finding = next(w for w in found.warnings if w.code == "confounded-link")
     assert "A, B, k and gamma apart: 1 combination of them changes" in finding.text

@@ -463,3 +463,20 @@ def test_it_composes_again():
     assert law.floor(law.theta({**BASE, "gamma_w": 2.6, "n_w": 0.3})) == Hoffmann().floor(
         np.array([*BASE.values()])
     )
+
+
+@pytest.mark.parametrize(
+    ("how", "bits", "noise"), [("posterior", (16.0,), 0.01), ("laplace", (3.3, 4.0, 8.0), 0.06)]
+)
+def test_every_draw_is_defined_at_its_own_rows(how, bits, noise):
+    """At few bits the factor ends at 0; parameters that the rows leave open go up to that edge and not beyond."""
+    n, d = (v.ravel() for v in np.meshgrid([3e7, 1e8, 3e8, 1e9], [1e9, 4e9, 16e9]))
+    bits = np.resize(bits, 12)
+    clean = 1.8 + 480 * (n * (1 - np.exp(1.4072 - bits / 2.2102))) ** -0.35 + 2000 * d**-0.37
+    loss = clean * np.exp(noise * np.random.default_rng(0).normal(size=12))
+    table = {"params": n, "tokens": d, "bits_activations": bits, "loss": loss}
+    found = isoloss.fit(
+        "hoffmann * precision", table, draws=100, starts=8, uncertainty=how, sensitivity=how == "posterior"
+    )
+    assert np.isfinite(found.law.evaluate(found.draws, **found.x)).all()
+    assert found.result == "not-identified"

@@ -9,6 +9,7 @@ import pytest
 from scipy.optimize import brentq, minimize_scalar
 
 import isoloss
+from isoloss.cli import run
 from isoloss.comparing.candidates import named
 from isoloss.laws import Law, get, positive
 from isoloss.laws.data_filtering import DataFiltering
@@ -204,12 +205,12 @@ def test_a_target_below_zero_is_fitted_saved_and_predicted(tmp_path):
 
 def test_log_residuals_of_a_signed_target_are_refused():
     with pytest.raises(ValueError, match=r"plain residuals.*--residual linear"):
-        isoloss.fit("vocabulary", planted_vocabulary(0), objective=isoloss.Huber())
+        isoloss.fit("vocabulary", planted_vocabulary(0), objective=isoloss.Huber(), sensitivity=False)
 
 
 def test_a_loss_below_zero_is_refused_by_other_laws():
     with pytest.raises(ValueError, match="loss above 0"):
-        isoloss.fit("power", {"tokens": [1, 2, 3, 4], "loss": [3, 2, 1, -1.0]})
+        isoloss.fit("power", {"tokens": [1, 2, 3, 4], "loss": [3, 2, 1, -1.0]}, sensitivity=False)
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
@@ -218,7 +219,9 @@ def test_best_vocabulary_refuses(bad):
         best_vocabulary("tao-2024", params_nonembedding=bad, flops=1e20)
     with pytest.raises(ValueError, match="no published fit"):
         best_vocabulary("nobody", params_nonembedding=1e9, flops=1e20)
-    power = isoloss.fit("power", {"tokens": [1, 2, 4, 8], "loss": [8, 4, 2, 1.0]}, draws=20)
+    power = isoloss.fit(
+        "power", {"tokens": [1, 2, 4, 8], "loss": [8, 4, 2, 1.0]}, draws=20, sensitivity=False
+    )
     with pytest.raises(ValueError, match="needs a fit of vocabulary"):
         best_vocabulary(power, params_nonembedding=1e9, flops=1e20)
 
@@ -321,7 +324,7 @@ def three_domains(seed=0, noise=0.003, n=24):
 def test_mixtures_with_absent_domains_are_fitted_saved_and_predicted(tmp_path):
     law, theta, runs = three_domains()
     assert (np.array([runs[a] for a in law.axes]) == 0).any()
-    fit = isoloss.fit(law, runs, draws=300, seed=2)
+    fit = isoloss.fit(law, runs, draws=300, seed=2, sensitivity=False)
     assert fit.result == "identified"
     assert not [w for w in fit.warnings if w.level == "error"]
     for name, truth in zip(law.names, theta, strict=True):
@@ -343,6 +346,21 @@ def test_reach_of_an_axis_that_may_be_zero():
     assert reach.tolist() == [math.inf, pytest.approx(2.0), 1.0]
 
 
+def test_a_table_with_shares_of_zero_is_checked_and_drawn(tmp_path, capsys):
+    """Zero is a share like others: no error of the table, and a picture without a grid between the rows."""
+    from matplotlib.figure import Figure
+
+    from isoloss.report.fits import draw_fit
+
+    a = np.linspace(0, 1, 9)
+    runs = {"share_code": a, "share_web": 1 - a, "loss": 2 + 0.5**a * 2.0 ** (1 - a)}
+    lines = [",".join(runs), *(",".join(f"{v:.6g}" for v in row) for row in zip(*runs.values(), strict=True))]
+    (tmp_path / "mix.csv").write_text("\n".join(lines) + "\n")
+    assert run(["check", str(tmp_path / "mix.csv"), "--law", "mixing"]) == 0
+    assert "0 errors" in capsys.readouterr().out
+    draw_fit(Figure().subplots(), isoloss.fit("mixing", runs, draws=20, starts=8, sensitivity=False))
+
+
 def test_shares_that_do_not_sum_to_one_are_refused():
     law = get("mixing(share_a, share_b)")
     with pytest.raises(ValueError, match=r"share_a \+ share_b = 1"):
@@ -351,10 +369,10 @@ def test_shares_that_do_not_sum_to_one_are_refused():
     runs = {"share_a": good, "share_b": 1 - good, "loss": 2 + good}
     runs["share_b"] = np.where(np.arange(8) == 4, 0.2, runs["share_b"])
     with pytest.raises(ValueError, match=r"= 1 .*in row 5 \(1 such rows\)"):
-        isoloss.fit(law, runs)
+        isoloss.fit(law, runs, sensitivity=False)
     runs["share_b"] = np.where(np.arange(8) == 4, -0.2, 1 - good)
     with pytest.raises(ValueError, match=r"share_b at or above 0, got -0\.2 in row 5"):
-        isoloss.fit(law, runs)
+        isoloss.fit(law, runs, sensitivity=False)
     with pytest.raises(ValueError, match="finite and at or above 0"):
         law.evaluate([1, 1, 1], share_a=-0.1, share_b=1.1)
 
@@ -363,7 +381,7 @@ def test_zero_is_refused_where_a_law_cannot_mean_it():
     with pytest.raises(ValueError, match="finite and above 0, got 0"):
         get("power").evaluate([1, 1], tokens=0)
     with pytest.raises(ValueError, match="needs tokens above 0"):
-        isoloss.fit("power", {"tokens": [0, 1, 2, 4], "loss": [3, 2, 1, 0.5]})
+        isoloss.fit("power", {"tokens": [0, 1, 2, 4], "loss": [3, 2, 1, 0.5]}, sensitivity=False)
 
 
 def test_a_law_of_ones_own_may_have_zeros():
@@ -562,7 +580,9 @@ def test_the_price_may_change_with_the_numbers():
     for at in (0.0, 150.0, 900.0):
         got = noisy_price(fit, samples_clean=20, samples_noisy=at).value
         assert got == pytest.approx(math.exp(at / 300.0) / 0.4, rel=1e-5)
-    power = isoloss.fit("power", {"tokens": [1, 2, 4, 8], "loss": [8, 4, 2, 1.0]}, draws=20)
+    power = isoloss.fit(
+        "power", {"tokens": [1, 2, 4, 8], "loss": [8, 4, 2, 1.0]}, draws=20, sensitivity=False
+    )
     with pytest.raises(ValueError, match="samples_clean and samples_noisy"):
         noisy_price(power, samples_clean=1, samples_noisy=1)
 

@@ -12,6 +12,8 @@ from isoloss import laws
 from isoloss.laws.parts.lr_batch import LrBatch, bowl
 from isoloss.laws.token_horizon import BETA, TokenHorizon
 from isoloss.observing import grid_optima
+from isoloss.planning.sensitivity import optima
+from isoloss.report.about_plan import is_plane
 
 AXES = ("params_nonembedding", "tokens")
 
@@ -116,6 +118,35 @@ def test_a_fit_is_a_regression_in_logs(slug, exponents):
     np.testing.assert_allclose(np.log(predicted), logs @ want, atol=1e-8)
     assert found.objective == isoloss.LeastSquares()
     assert not any(entry.code == "diverged" for entry in found.warnings)
+
+
+def test_a_law_of_the_rate_is_not_set_beside_laws_of_the_loss():
+    """The table of optima has the loss too: neither another law of it nor its optimum says anything of the rate."""
+    n, d = (v.ravel() for v in np.meshgrid([1e8, 4e8, 16e8], [2e9, 8e9, 32e9]))
+    rate = at("step-law", "li-2025", params_nonembedding=n, tokens=d)
+    table = {"params_nonembedding": n, "tokens": d, "lr": rate * np.exp(0.02 * np.cos(7 * np.arange(9)))}
+    found = isoloss.fit("step-law", {**table, "loss": 1.8 + 480 * n**-0.35 + 2000 * d**-0.37}, draws=50)
+    other = [v for v in found.sensitivity if v.setting.startswith("law ")]
+    assert [(v.result, v.why) for v in other] == [("not-applicable", f"{name} gives loss") for name in
+                                                  ("hoffmann", "kaplan-nd")]  # fmt: skip
+    assert set(optima(found)) == {None}
+    assert not is_plane(found)  # so its page has no plan of the least rate
+
+
+def test_a_sweep_is_not_taken_for_optima():
+    n, rate = (v.ravel() for v in np.meshgrid([1e8, 4e8, 16e8], [1e-3, 2e-3, 4e-3, 8e-3]))
+    best = 2e-3 * (n / 4e8) ** -0.4
+    sweep = {"params": n, "lr": rate, "loss": 3 * np.exp(0.02 * np.log(rate / best) ** 2)}
+    seeds = {
+        "params": n,
+        "lr": best * np.exp(0.05 * np.sin(np.arange(12))),
+        "loss": 3 + 0.001 * np.cos(np.arange(12)),
+    }
+    codes = [
+        [f.code for f in isoloss.check(isoloss.read(t), axes=["params"], target="lr")] for t in (sweep, seeds)
+    ]
+    assert "lr-not-tuned" in codes[0]
+    assert "lr-not-tuned" not in codes[1]
 
 
 def test_other_targets_keep_their_objective():

@@ -241,7 +241,7 @@ def recovered():
             law, theta, x = grid(slug)
             held = held_of(slug, law, theta)
             table = {**x, "loss": law.evaluate(theta, **x)}
-            made[slug] = isoloss.fit(law, table, constraints=held, draws=0, starts=24, sensitivity=False)
+            made[slug] = isoloss.fit(law, table, constraints=held, draws=0, starts=12, sensitivity=False)
         return made[slug]
 
     return fit
@@ -267,13 +267,13 @@ def test_neither_units_nor_the_order_of_rows_matter(slug, recovered):
     order = rng.permutation(len(x["params"]))
     table = {**{axis: v[order] for axis, v in x.items()}, "loss": law.evaluate(theta, **x)[order]}
     held = held_of(slug, law, theta)
-    again = isoloss.fit(law, table, constraints=held, draws=0, starts=24, sensitivity=False)
+    again = isoloss.fit(law, table, constraints=held, draws=0, starts=12, sensitivity=False)
     assert np.array_equal(again.theta, recovered(slug).theta)
     if not PLANTED_PARTS[slug].units:
         return
     counted = ["params", *(c for c, axis in PLANTED_PARTS[slug].shares.items() if axis == "params")]
     thousands = {name: v / 1e3 if name in counted else v for name, v in table.items()}
-    there = isoloss.fit(law, thousands, constraints=held, draws=0, starts=24, sensitivity=False)
+    there = isoloss.fit(law, thousands, constraints=held, draws=0, starts=12, sensitivity=False)
     np.testing.assert_allclose(
         law.evaluate(there.theta, **{axis: thousands[axis] for axis in law.axes}), table["loss"], rtol=1e-7
     )

@@ -379,6 +379,30 @@ def test_one_curve_and_unlike_peaks_are_said():
     assert [entry.code for entry in two.warnings if entry.code == "peaks-differ"]
 
 
+def test_a_log_that_does_not_say_when_the_rate_fell_is_said():
+    step, two = np.arange(60, 601, 10), SCHEDULES["two-stage"]
+    kept = (step <= 200) | (step >= 400)
+    table = {"curve": ["a"] * int(kept.sum()), "step": step[kept], "lr": two.rates[step[kept]],
+             "loss": get("lr-annealing").value(THETA["lr-annealing"], two, step[kept])}  # fmt: skip
+    found = fit_schedules("lr-annealing", table, warmup=60, draws=0, starts=2)
+    (said,) = [entry for entry in found.warnings if entry.code == "gap-in-log"]
+    assert said.text.startswith("a has no row between steps 200 and 400, while its rate goes from 0.01 to")
+    # the schedule itself leaves nothing open, nor does a gap over which the rate stands still
+    given, _ = curves_of(table, schedules={"a": two})
+    for whole in (given, planted("lr-annealing", ["constant", "cosine"])):
+        told = fit_schedules("lr-annealing", whole, draws=0, starts=2)
+        assert "gap-in-log" not in [entry.code for entry in told.warnings]
+
+
+def test_columns_of_other_names_are_asked_for_at_once():
+    with pytest.raises(
+        ValueError, match=r"needed columns curve, step, loss, lr, got .*curve=COLUMN,step=COLUMN"
+    ):
+        curves_of({"run": ["a"], "iteration": [1], "rate": [0.1], "value": [3.0]})
+    with pytest.raises(ValueError, match="needed column 'curve'"):
+        curves_of({"step": [1], "lr": [0.1], "loss": [3.0]})
+
+
 def test_reach_says_how_far_outside(noisy):
     found = noisy["lr-annealing"]
     assert found.predict(SCHEDULES["cosine"], 600).reach[0] == pytest.approx(1.0)

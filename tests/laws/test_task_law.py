@@ -20,8 +20,12 @@ def test_a_planted_task_is_recovered_from_passes():
         samples = 100 + int(rng.negative_binomial(100, p))
         measured.append(pass_until(100, samples, wanted=100).unbiased.value)
     fit = isoloss.fit(
-        "task-law", {"params": sizes, "pass_rate": measured}, objective=isoloss.LeastSquares(), draws=400
+        "task-law",
+        {"params": sizes, "pass_rate": measured},
+        draws=400,
+        sensitivity=False,
     )
+    assert fit.objective == isoloss.LeastSquares()  # of logs: a rate of 1e-5 says as much as one of 0.5
     alpha = fit.parameters["alpha"]
     assert alpha.low < truth["alpha"] < alpha.high
     assert alpha.stderr < 0.02
@@ -37,4 +41,4 @@ def test_a_rate_of_zero_is_refused_not_dropped():
     rates = np.exp(-800 * sizes**-0.3) * np.exp(0.05 * np.cos(np.arange(8.0)))
     rates[0] = 0.0
     with pytest.raises(ValueError, match="pass_rate above 0, got 0 in row 1"):
-        isoloss.fit("task-law", {"params": sizes, "pass_rate": rates}, draws=0)
+        isoloss.fit("task-law", {"params": sizes, "pass_rate": rates}, draws=0, sensitivity=False)

@@ -103,7 +103,10 @@ def test_survival_is_the_share_above():
     curve = (c[:, None] > grid).mean(axis=0)
     assert found.area == pytest.approx(np.trapezoid(curve, grid) / 2, abs=1e-3)
     assert found.distance == pytest.approx(np.trapezoid(1 - curve, grid) / 2, abs=1e-3)
-    assert found.mean == pytest.approx(c.mean())
+    assert found.mean.value == pytest.approx(c.mean())
+    # The bootstrap's spread is the standard deviation of a mean, n in the denominator.
+    half = 1.645 * c.std() / math.sqrt(len(c))
+    assert found.mean.high - found.mean.low == pytest.approx(2 * half, rel=0.1)
     assert found.median == pytest.approx(np.median(c))
     for at, share in zip(found.at[::50], found.share[::50], strict=True):
         assert share == pytest.approx(np.mean(c > at))
@@ -112,7 +115,8 @@ def test_survival_is_the_share_above():
 def test_less_brier_is_more_and_what_never_moves_counts_as_none():
     values = np.array([[0.9, 0.5], [0.5, 0.5], [0.1, 0.5]])
     found = survival(values, [1, 2, 4], metric="brier")
-    assert (found.mean, found.constant) == (0.5, 1)
+    assert (found.mean.value, found.constant) == (0.5, 1)
+    assert math.isnan(found.mean.low)  # of two samples
 
 
 def test_the_chain_degrades_in_its_order():
@@ -195,5 +199,7 @@ def test_bad_input():
             call()
     with pytest.raises(NoAnswer, match="two scales"):
         correlations(logs[:2, :, 0], COMPUTE[:2])
+    with pytest.raises(NoAnswer, match="2 samples give no bootstrap"):
+        metric_to_fit(logs[:, :2], right[:2], COMPUTE)
     with pytest.raises(NoAnswer, match="3 models"):
         predict_accuracy(logs[:3], right, COMPUTE[:3], 1e22)

@@ -116,8 +116,8 @@ def test_cells_that_were_not_measured_say_nothing():
     k = np.full(r.shape, 200)
     k[:, 5] = 0
     r[:, 5] = 0
-    with_hole = fit_instances(SIZES, r, k, resamples=1)
-    without = fit_instances(SIZES[:5], r[:, :5], 200, resamples=1)
+    with_hole = fit_instances(SIZES, r, k, resamples=2)
+    without = fit_instances(SIZES[:5], r[:, :5], 200, resamples=2)
     assert with_hole.predict(1e10).value == pytest.approx(without.predict(1e10).value, abs=0.003)
 
 
@@ -166,3 +166,11 @@ def test_bad_counts_and_questions_without_answer():
         linearity(SIZES, r[:4], 200)
     with pytest.raises(ValueError, match="positive size"):
         fit_instances(SIZES, r, 200, resamples=1).predict(-1)
+    with pytest.raises(NoAnswer, match="no resamples"):
+        fit_instances(SIZES, r, 200, resamples=1).predict(1e10)
+    with pytest.raises(
+        NoAnswer, match="5 instances"
+    ):  # drawing four anew shows little of where they come from
+        fit_instances(SIZES, r[:4], 200, resamples=2).predict(1e10)
+    with pytest.raises(ValueError, match="two resamples"):
+        linearity(SIZES, r, 200, resamples=0)

@@ -86,6 +86,7 @@ def test_known_noise_gives_an_interval_to_single_runs():
         ([0.0, 2], [3.0, 3.0], {"rates": None}, "above 0"),
         ([1, 2], [3.0, 3.0], {"rates": None, "coverage": 0.0}, "coverage"),
         ([1, 2], [3.0, 3.0], {"rates": None, "noise": -1.0}, "noise"),
+        ([1, 2], [3.0, 3.0], {"rates": ()}, "rates finite and above 0"),
     ],
 )
 def test_wrong_input_is_refused(lr, loss, settings, says):

@@ -307,5 +307,9 @@ def test_a_sweep_says_what_it_needs():
         sweep_optimum([1, 2, 4], [1.0, 2.0, 1.0])
     with pytest.raises(ValueError, match="finite loss for every rate"):
         sweep_optimum([1, 2, 4], [1.0, math.nan, 1.0])
+    few = sweep_optimum([1, 2, 4], [2.1, 2.0, 2.1])  # any three points are on a parabola
+    assert few.value == pytest.approx(2)
+    assert math.isnan(few.low)
+    assert "not resolved" in few.how
     flat = sweep_optimum([1, 2, 4, 8, 16], [2.0, 1.9999, 2.0, 1.9998, 2.0002])
     assert flat.low == 0 or flat.high == math.inf or flat.high / flat.low > 2

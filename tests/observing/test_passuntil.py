@@ -71,6 +71,7 @@ def test_the_ends_are_where_the_tails_are_exact():
         ((6, 9, 5), "stops at the 5th"),
         ((3, 2, 5), "0 <= passes"),
         ((0, 0, 5), "a sample"),
+        ((2.5, 9, 5), "whole number of passes"),
     ],
 )
 def test_counts_that_cannot_be_are_refused(counts, message):
@@ -105,11 +106,21 @@ def test_pass_at_k_is_unbiased_and_has_its_interval():
     assert pass_at_k(10, [0, 3, 5, 10, 1, 2], 2) == many
 
 
+def test_a_benchmark_that_nobody_solves_may_be_solved_a_little():
+    """No resample of zeros shows anything else; a mean m leaves all n at 0 with at most (1 - m)^n."""
+    none, all_ = pass_at_k(10, [0] * 30, 1), pass_at_k(10, [10] * 30, 1)
+    assert (none.value, none.low) == (0, 0)
+    assert (1 - none.high) ** 30 == pytest.approx(0.05)
+    assert (all_.value, all_.high, all_.low) == pytest.approx((1, 1, 1 - none.high))
+
+
 def test_counts_of_tries_are_checked():
     for arguments, message in (
-        ((3, 1, 4), "1 <= k"),
+        ((3, 1, 4), "whole k from 1"),
         ((3, 4, 2), "0 <= correct"),
         ((3, 0.5, 2), "whole"),
+        ((3, 1, 1.5), "whole k"),
+        (("a", 1, 1), "counts"),
         (([], [], 1), "at least one"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -462,6 +462,89 @@ def test_spans_and_words():
         settle(law, None, {axis: Span(4, 8) for axis in BITS})
 
 
+def test_bits_of_a_floating_point_format_are_stored_and_counted():
+    """A sign, the exponent's and the mantissa's; against a scan over all formats."""
+    spec, theta = "hoffmann + float-quantisation", {"hoffmann": "sun-2025", "float-quantisation": "sun-2025"}
+    options = {"exponent_bits": (2, 4, 8), "mantissa_bits": (1, 3, 7)}
+    budget = Budget(flops=1e22, bytes=3e9, bits_cost=True)
+    found = plan(spec, budget, theta=theta, choose=options, hold={"scale_block": 128})
+    law, best = laws.get(spec), (math.inf, 0, 0)
+    for exponent in options["exponent_bits"]:
+        for mantissa in options["mantissa_bits"]:
+            bits = 1 + exponent + mantissa
+            n = np.geomspace(1e7, 3e9 * 8 / bits, 4000)
+            at = {"exponent_bits": exponent, "mantissa_bits": mantissa, "scale_block": 128}
+            loss = law.evaluate(found.belief.theta, params=n, tokens=1e22 / (6 * n * bits / 16), **at)
+            best = min(best, (float(loss.min()), exponent, mantissa))
+    assert found.loss.value == pytest.approx(best[0], abs=1e-6)
+    assert (found.others["exponent_bits"], found.others["mantissa_bits"]) == best[1:]
+    bits = 1 + sum(best[1:])
+    assert found.costs["bytes"] == pytest.approx(found.params.value * bits / 8)
+    assert found.costs["train_flops"] == pytest.approx(
+        6 * found.params.value * found.tokens.value * bits / 16
+    )
+    with pytest.raises(ValueError, match="exponent_bits and mantissa_bits, which is what is stored"):
+        plan(spec, Budget(flops=1e22, bits=8), theta=theta, choose=options, hold={"scale_block": 128})
+
+
+def test_frozen_weights_cost_four_of_six_flops_in_training():
+    cost = costs.with_axes(costs.total_flops(1e6), ("params", "tokens", "params_trainable", "bits_weights"))
+    point = {"params": 1e9, "tokens": 2e10, "params_trainable": 1e8, "bits_weights": 4.0}
+    assert cost.value(point) == pytest.approx((4 * 1e9 + 2 * 1e8) * 2e10 + 2e15)
+    bits = costs.with_axes(costs.train_flops(), tuple(point), bits=True)
+    assert bits.value(point) == pytest.approx((4 * 1e9 + 2 * 1e8) * 2e10 / 4)
+    spec, theta = "hoffmann * trainable-params", {**EPOCH, "trainable-params": "chatelain-2021"}
+    found = plan(spec, Budget(flops=1e22), theta=theta, hold={"params_trainable": 1e9})
+    # the law has no value below: more trained than there are
+    assert found.params.value == pytest.approx(1e9, rel=1e-6)
+    assert found.near_optimal.params_low == pytest.approx(1e9, rel=1e-6)
+    assert "tokens_at_half_params" not in found.exchange_rates
+    assert {(r.of, r.per): r.rate.value for r in found.rates_between}["tokens", "params"] == 0
+
+
+def test_what_no_combination_reaches_names_the_least_that_one_does():
+    spec, theta = "hoffmann * precision(bits_weights)", {**EPOCH, "precision": "kumar-2024"}
+    asked = {"flops": 1e20, "loss": 2.0}
+    with pytest.raises(NoAnswer) as answer:
+        plan(spec, Budget(**asked), theta=theta)
+    with pytest.raises(NoAnswer) as best:  # nothing makes bits dear: 16 are the best
+        plan(spec, Budget(**asked), theta=theta, hold={"bits_weights": 16})
+    assert answer.value.needed == best.value.needed
+    needed = float(answer.value.needed.split()[1])
+    found = plan(spec, Budget(loss=2.0, flops=needed), theta=theta)
+    assert 0.99 * needed < found.costs["train_flops"] <= needed
+    with pytest.raises(NoAnswer, match=r"below the irreducible loss 1\.817.* above 1\.818"):
+        plan(spec, Budget(loss=1.7), theta=theta)
+    # few bits fit in, many do not: each limit is relaxed where that is cheapest
+    with pytest.raises(NoAnswer) as both:
+        plan(spec, Budget(loss=2.3, flops=1e22, bytes=3e8), theta=theta)
+    assert both.value.needed.startswith("flops ")
+    size = float(both.value.needed.split("bytes ")[1].split("MB")[0]) * 1e6
+    least = [
+        plan(spec, Budget(loss=2.3, flops=1e22, minimise="bytes"), theta=theta, hold={"bits_weights": bits})
+        for bits in (3, 4, 5, 6, 8, 12, 16)
+    ]
+    assert min(one.costs["bytes"] for one in least) == pytest.approx(size, rel=5e-3)
+    with pytest.raises(NoAnswer, match="nothing can be trained within flops"):
+        plan("moe-sparsity", Budget(flops=1e-3), theta="abnar-2025")
+
+
+def test_a_learning_rate_that_is_held_moves_no_floor_and_one_that_is_searched_is_worth_nothing():
+    spec = "hoffmann + lr-batch(lr)"
+    theta = {**EPOCH, "lr-batch": "li-2025", "k_lr": 0.02, "g_lr": 0.5}
+    held = plan(spec, Budget(flops=1e21), theta=theta, hold={"lr": 3e-4})
+    rate = held.exchange_rates["reducible_loss_for_flops"].value
+    want = held.exchange_rates["loss_for_flops"].value * held.loss.value / (held.loss.value - EPOCH["E"])
+    assert rate == pytest.approx(want)
+    with pytest.raises(NoAnswer, match="not reached within flops"):
+        plan(spec, Budget(flops=1e21, loss=2.2), theta=theta, hold={"lr": 3e-4})
+    free = plan(spec, Budget(flops=1e21), theta=theta, choose={"lr": Span(1e-4, 1e-2)})
+    assert {r.of for r in free.rates_between} == {"params", "tokens"}
+    edge = plan(spec, Budget(flops=1e21), theta=theta, choose={"lr": Span(1e-3, 1e-2)})
+    assert "lr" in {r.of for r in edge.rates_between}
+    assert "search-end" in [w.code for w in edge.warnings]
+
+
 def test_a_law_of_a_learning_rate_is_not_planned():
     with pytest.raises(ValueError, match="plan makes a loss small"):
         plan("step-law", Budget(flops=1e21), theta="li-2025")

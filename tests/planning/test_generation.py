@@ -163,6 +163,14 @@ def test_sample_more_or_grow():
     assert turned.verdict == "more samples"
 
 
+def test_a_task_that_nothing_solves_may_be_solved_a_little():
+    (never,) = frontier([tried(SMALL, 0.0, 0, questions=30)], [1e15])
+    assert (never.accuracy.value, never.accuracy.low) == (0, 0)
+    assert (1 - never.accuracy.high) ** 30 == pytest.approx(0.05)
+    (always,) = frontier([tried(SMALL, 1.0, 0, questions=30)], [1e15])
+    assert always.accuracy.low == pytest.approx(1 - never.accuracy.high)
+
+
 def test_wrong_input_and_budgets_that_fit_nothing():
     one = tried(SMALL, 0.5, 0)
     with pytest.raises(NoAnswer, match="no setting costs"):
@@ -176,6 +184,7 @@ def test_wrong_input_and_budgets_that_fit_nothing():
         (lambda: frontier([one], [1e15], per="each"), "'task' or 'question'"),
         (lambda: sample_or_grow([one], [tried(SMALL, 0.5, 0, questions=3)], [1e15]), "same questions"),
         (lambda: Sampled(SMALL, np.ones(2), np.ones((3, 4)), np.ones((3, 4))), "shapes"),
+        (lambda: Sampled(SMALL, np.ones(2), np.ones((2, 4)), np.full((2, 4), np.nan)), "right or wrong"),
         (lambda: Decoder("x", 0, 1, 1, 1), "positive params"),
         (lambda: Machine(cache_bytes=0), "cache bytes above 0"),
         (lambda: generation_cost(SMALL, -1, 10), "prompt of 0"),

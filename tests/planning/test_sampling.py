@@ -105,6 +105,15 @@ def test_with_one_type_and_free_tries_it_is_all_or_nothing():
     )
 
 
+def test_the_best_of_very_many_tries_is_that_of_the_closed_form():
+    """g (1 - q^K)/(1 - q) - s K is largest at q^K = s (1 - q)/(-g log q)."""
+    p, price = 1e-6, 1e-12
+    best = best_samples([TaskType(1, p, 1, 0)], price=price, at_once=True)
+    tries = math.log(price * p / (-p * math.log1p(-p))) / math.log1p(-p)
+    assert best.tries.value == pytest.approx(tries, rel=1e-4)  # the top is flat
+    assert best.reward.value == pytest.approx(1 - math.exp(math.log1p(-p) * tries) - price * tries, rel=1e-9)
+
+
 def test_the_cap_is_the_precision_whatever_the_number_of_samples():
     assert TaskType(1, 0.87, 1, 0.25).cap == pytest.approx(0.87 / (0.87 + 0.13 * 0.25))
     assert math.isnan(TaskType(1, 0.0, 0.5, 0.0).cap)
@@ -148,6 +157,21 @@ def test_intervals_come_from_the_posteriors_of_the_counts():
     sure = best_samples(many, wrong=1.0)
     assert (sure.tries.low, sure.tries.high) == (2, 2)
     assert sure.reward.high - sure.reward.low < (best.reward.high - best.reward.low) / 5
+
+
+def test_a_count_of_all_lies_within_its_interval():
+    """Five right of five: one sample is as good as many, but the counts do not say so yet."""
+    best = best_samples([Counted(10, 5, 5, 0, 0)], wrong=0.5)
+    assert (best.tries.low, best.tries.value, best.tries.high) == (1, 1, math.inf)
+    assert best.cap.low < best.cap.value == best.cap.high == 1
+    assert best.reward.low < best.reward.value == best.reward.high == 1
+    assert not best.uniform
+
+
+def test_rates_without_counts_have_no_interval():
+    best = best_samples([EASY, HARD], wrong=1.0)
+    assert all(math.isnan(end) for end in (best.tries.low, best.reward.high, best.cap.low))
+    assert best.to_json()["tries"] == {"value": 2, "low": None, "high": None}
 
 
 def test_few_counts_leave_the_number_open():

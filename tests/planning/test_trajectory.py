@@ -30,20 +30,23 @@ def table(noise, seed=0, points=18, design=DESIGN):
 
 
 def test_exact_curves_give_the_constants_back_in_stages_and_jointly():
-    found = unravel(table(0.0, points=20), draws=0)
+    rows = table(0.0, points=20)
+    rows["run"][0] = "alone"  # a run of one row is no curve
+    found = unravel(rows, draws=0)
     assert found.joint.theta == pytest.approx(TRUTH, rel=1e-3)
     # The stages read steps off between rows, so they are near, not exact.
     assert [found.staged[name] for name in LAW.names] == pytest.approx(TRUTH, rel=0.03)
     crit = get("kaplan-bcrit")
-    for rung in found.rungs:
-        want = float(crit.evaluate(crit.theta("kaplan-2020"), loss=rung.loss))
-        assert rung.critical_batch == pytest.approx(want, rel=0.01)
-        assert rung.tokens_min / rung.steps_min == pytest.approx(rung.critical_batch)
+    for one in found.hyperbolas:
+        want = float(crit.evaluate(crit.theta("kaplan-2020"), loss=one.loss))
+        assert one.critical.value == pytest.approx(want, rel=0.01)
+        assert one.tokens_min / one.steps_min == pytest.approx(one.critical.value)
         inner = get("kaplan-ns")
-        at = inner.evaluate(inner.theta("kaplan-2020"), params_nonembedding=4e6, steps_min=rung.steps_min)
-        assert float(at) == pytest.approx(rung.loss, rel=1e-3)
-    assert {entry.params_nonembedding for entry in found.left} == {1e6, 1.6e7, 6e7}
-    assert all("1 batch sizes" in entry.why for entry in found.left)
+        at = inner.evaluate(inner.theta("kaplan-2020"), params_nonembedding=4e6, steps_min=one.steps_min)
+        assert float(at) == pytest.approx(one.loss, rel=1e-3)
+    assert found.left[0].why == "a run at batch 20000 has one row"
+    assert {entry.params_nonembedding for entry in found.left[1:]} == {1e6, 1.6e7, 6e7}
+    assert all("1 batch sizes" in entry.why for entry in found.left[1:])
 
 
 def test_an_unseen_size_and_batch_is_predicted_with_its_interval():
@@ -60,7 +63,7 @@ def test_an_unseen_size_and_batch_is_predicted_with_its_interval():
     assert curve.median == pytest.approx(truth, rel=0.01)
 
 
-def test_a_critical_batch_outside_the_batches_is_no_rung():
+def test_a_critical_batch_outside_the_batches_makes_no_hyperbola():
     small = [(4e6, batch) for batch in (1e3, 2e3, 4e3, 8e3, 1.6e4)]
     with pytest.raises(NoAnswer, match="above the batches"):
         unravel(table(0.0, design=small))

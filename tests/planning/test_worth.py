@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 import pytest
-from scipy import optimize
+from scipy import optimize, stats
 
 import isoloss
 from isoloss import Budget, laws, plan
-from isoloss.fitting.borrow import borrow
+from isoloss.fitting.borrow import borrow, fitted_part, loan_words
 
 EPOCH = {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658}
 SPEC = "hoffmann * data-constrained * parscale * precision(bits_weights) + ptq(bits_post)"
@@ -216,6 +216,15 @@ def test_a_rate_may_read_the_batch_and_the_batch_the_flops(base, rate):
         plan(base, Budget(flops=1e20), learning_rate=lr)
 
 
+def test_a_rule_of_compute_reads_flops_at_any_number_of_bits(base):
+    both = borrow(base, "* precision@kumar-2024")
+    bits = {"bits_weights": 8, "bits_activations": 8, "bits_kv": 8}
+    found = plan(both, Budget(flops=1e21, bits_cost=True), hold=bits, learning_rate="deepseek@deepseek-2024")
+    spent = 6 * found.params.value * found.tokens.value
+    assert found.costs["train_flops"] == pytest.approx(spent / 2)
+    assert found.tuned[0].value.value == pytest.approx(0.3118 * spent**-0.125)
+
+
 def test_rules_that_mean_nothing(base):
     with pytest.raises(ValueError, match="needs a law of lr, got hoffmann of loss"):
         plan(base, Budget(flops=1e21), learning_rate="hoffmann@besiroglu-2024")
@@ -278,6 +287,49 @@ def test_a_borrowed_fit_is_saved_and_plans_alike(base, tmp_path):
     assert "data-constrained and precision" in told["assumed-separable"]
 
 
+def test_a_positive_slot_is_drawn_above_zero(base):
+    both = borrow(base, "+ ptq(bits_post)@kumar-2024", {"C_T": "0.1+-0.1"})
+    drawn = both.draws[:, both.law.names.index("C_T")]
+    assert drawn.min() > 1e-5
+    cut = stats.truncnorm(-1.0, np.inf, 0.1, 0.1)
+    assert stats.kstest(drawn, cut.cdf).pvalue > 0.01
+
+
+def test_what_a_fit_borrowed_can_be_taken_off_and_written_down(base):
+    pieces = (
+        "* data-constrained@muennighoff-2023 * precision(bits_weights)@kumar-2024 + ptq(bits_post)@kumar-2024"
+    )
+    both = borrow(base, pieces, {"C_T": "0.06:0.18", "n_w": "0.3+-0.05", "gamma_post": 0.6})
+    own = fitted_part(both)
+    assert (own.law.spec, own.status, own.constraints) == ("hoffmann", base.status, base.constraints)
+    np.testing.assert_array_equal(own.draws, base.draws)
+    assert fitted_part(base) is base
+    words = loan_words(both)
+    assert words[:2] == ["--borrow", pieces]
+    values = dict(word.split("=") for word in words[3::2])
+    assert values == {"C_T": "0.06:0.18", "n_w": "0.3+-0.05", "gamma_post": "0.6"}
+    np.testing.assert_array_equal(borrow(base, words[1], values).draws, both.draws)
+    said = {item.key: item.answer for item in both.checklist}
+    assert "C_T in 0.06:0.18" in said["held"]
+    assert said["form"].startswith(both.law.spec)
+    assert loan_words(base) == []
+
+
+def test_a_part_of_ones_own_has_its_values_beside_published_ones(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(
+        "from isoloss.laws import positive\nfrom isoloss.laws.parts import Factor\n"
+        "class MyWidth(Factor):\n    columns, scales, reference = ('width',), 'params', 'absent'\n"
+        "    formula = 'width^w'\n    parameters = (positive('w', 0.1, 3),)\n"
+        "    def value(self, theta, x):\n        return x['width'] ** theta['w']\n",
+        encoding="utf-8",
+    )
+    spec = f"hoffmann@besiroglu-2024 * {path}:MyWidth"
+    found = plan(spec, Budget(flops=1e21), theta={"w": 1.0}, choose={"width": [1, 2]})
+    assert found.others == {"width": 2.0}
+    assert {slot.name: slot.status for slot in found.slots}["w"] == "fixed"
+
+
 def test_a_second_loan(base):
     once = borrow(base, "* precision(bits_weights)@kumar-2024")
     twice = borrow(once, "* data-constrained@muennighoff-2023")
@@ -313,7 +365,10 @@ def test_theta_by_piece():
     moved = plan(spec, budget, theta={**theta, "n_w": 0.5})
     assert {s.name: s.status for s in moved.slots}["n_w"] == "fixed"
     for theta, message in (
-        ({"hoffmann": "besiroglu-2024"}, "no value for gamma_w, n_w"),
+        (
+            {"hoffmann": "besiroglu-2024"},
+            "no value for gamma_w, n_w. Add a published fit, precision@kumar-2024",
+        ),
         ({"hoffmann": "none"}, "no published fit 'none'"),
         ({"kaplan": "x"}, "no piece 'kaplan'"),
         ({"E": 1.0, "zeta": 2.0}, "no parameter 'zeta'"),
@@ -379,19 +434,53 @@ def test_the_command_line_says_the_same(base, tmp_path, capsys):
         ([str(path), "--value", "C_T=1"], "belongs to --borrow"),
         (["hoffmann@besiroglu-2024", "--hold", "bits"], "--hold needs AXIS=VALUE"),
         (["hoffmann@besiroglu-2024", "--lr", "nothing.json"], "cannot read the fit"),
+        (["hoffmann@besiroglu-2024", "--lr", "step-law"], "Write step-law@li-2025"),
+        (["hoffmann * precision"], "Write each piece as LAW@PUBLISHED"),
     ):
         assert run(["plan", *wrong, "--flops", "1e21"]) != 0
         assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_page_shows_choices_exchange_and_loans(base, tmp_path):
-    both = borrow(base, "* data-constrained@muennighoff-2023 * precision(bits_weights)@kumar-2024")
-    found = plan(both, Budget(flops=1e21, tokens=1e10, bytes=1e9), choose={"bits_weights": (3, 4, 8)})
-    page = isoloss.write_report(both, tmp_path / "page.html", found).read_text(encoding="utf-8")
-    for words in (
+def test_the_cost_of_a_wanted_loss_is_printed_with_its_interval(base, tmp_path, capsys):
+    from isoloss.cli import run
+
+    base.save(tmp_path / "base.json")
+    assert run(["plan", str(tmp_path / "base.json"), "--loss", "2.4"]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("train flops")]
+    aim = plan(base, Budget(loss=2.4)).objective
+    assert row.split()[2:] == [f"{v:.2e}" for v in (aim.value, aim.low)] + ["to", f"{aim.high:.2e}"]
+
+
+def test_the_page_shows_choices_exchange_and_loans(base, tmp_path, monkeypatch, capsys):
+    from isoloss.cli import run
+
+    seen = []
+    monkeypatch.setattr(
+        "isoloss.report.about_proof.backtest", lambda fit: seen.append(fit.law.spec) or fail()
+    )
+
+    def fail():
+        raise isoloss.NoAnswer("not in this test", "patience")
+
+    base.save(tmp_path / "base.json")
+    words = [
+        "report", str(tmp_path / "base.json"), "--out", str(tmp_path / "page.html"), "--flops", "1e21", "--tokens",
+        "10B", "--borrow", "* data-constrained@muennighoff-2023 * precision(bits_weights)@kumar-2024", "--value",
+        "n_w=0.2:0.4", "--lr", "step-law@li-2025",
+    ]  # fmt: skip
+    assert run([*words, "--bytes", "1GB", "--choose", "bits_weights=3,4,8"]) == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert seen == ["hoffmann"]
+    for sought in (
         "What could have been chosen", "Exchange between all axes", "What a step of a choice is worth",
-        "R_D from muennighoff-2023; gamma_w and n_w from kumar-2024", "Assumed separable: data-constrained and precision.",
+        "R_D from muennighoff-2023; gamma_w from kumar-2024; n_w from 0.2 to 0.4",
+        "Assumed separable: data-constrained and precision.", "10B distinct tokens", "--value n_w=0.2:0.4", "--lr FIT",
+        "and lr ", "with these choices",
     ):  # fmt: skip
-        assert words in page
-    assert f"--hold bits_weights={found.others['bits_weights']:g}" in page
+        assert sought in page
+    assert "--choose bits_weights=3,4,8" in page
     assert "as planned" in page
+    capsys.readouterr()
+    # what was asked has no answer: the page says so, and plans nothing else
+    assert run([*words, "--loss", "1.9", "--hold", "bits_weights=3"]) == 0
+    assert "No plan: loss 1.9 is not reached" in (tmp_path / "page.html").read_text(encoding="utf-8")

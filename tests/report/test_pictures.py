@@ -17,10 +17,15 @@ from matplotlib.figure import Figure
 
 import isoloss
 from isoloss import Budget
+from isoloss.fitting.curves import Curve
+from isoloss.fitting.schedules import fit_schedules
+from isoloss.laws.schedules import get
+from isoloss.laws.schedules.schedule import Schedule
 from isoloss.planning.curves import isoflop_curve, isoloss_curve
-from isoloss.report.canvas import ACCENT, BLUE, LABELS, SMALL
+from isoloss.report.canvas import ACCENT, BLUE, LABELS, SMALL, new_axes
 from isoloss.report.fits import large_residuals
 from isoloss.report.pictures import plot
+from isoloss.report.schedules import draw_schedules
 from tests.conftest import ROOT
 
 LADDER = ROOT / "examples" / "stdlib_ladder.csv"
@@ -349,6 +354,35 @@ def test_a_plan_with_repeated_tokens():
 
 
 # Allocation
+
+
+def test_schedules_are_dots_as_measured_and_lines_of_the_law():
+    steps = np.arange(50.0, 1001.0, 50.0)
+    law, theta = get("multi-power"), [2.0, 1.0, 0.5, 20.0, 2.0, 0.5, 0.5]
+    shape = {"steps": 1000, "peak": 0.01}
+    made = {
+        "cosine": Schedule.cosine(end=0.001, **shape),
+        "stages": Schedule.two_stage(end=0.003, at=500, **shape),
+        "wsd": Schedule.wsd(end=0.001, decay=200, **shape),
+    }
+    curves = [Curve(name, s, steps, law.value(theta, s, steps)) for name, s in made.items()]
+    found = fit_schedules(law, curves[:2], draws=5, starts=4)
+    axes = new_axes()
+    draw_schedules(axes, found, curves[2:])
+    drawn(axes)
+    dots = [line for line in axes.lines if line.get_marker() == "."]
+    lines = [line for line in axes.lines if line.get_marker() != "."]
+    for dot, curve in zip(dots, curves, strict=True):
+        np.testing.assert_array_equal(dot.get_xydata(), np.stack([curve.steps, curve.loss], axis=1))
+    for line, curve in zip(lines, curves, strict=True):
+        np.testing.assert_allclose(
+            line.get_ydata(), law.value(theta, curve.schedule, line.get_xdata()), atol=1e-3
+        )
+    assert len(axes.collections) == 1  # a band for the one that was not fitted
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["fitted", "wsd"]
+    assert axes.get_title(loc="left") == "multi-power of 2 curves predicts 1 more"
+    alone = drawn(plot(found))
+    assert [text.get_text() for text in alone.get_legend().get_texts()] == ["cosine", "stages"]
 
 
 def test_parabolas_go_through_their_optima():

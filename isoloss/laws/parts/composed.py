@@ -142,7 +142,9 @@ class Composed(Law):
     def accepts(self, x: Mapping[str, Array]) -> tuple[Array, str] | None:
         """What the base and every part accept; in words, what the first needs that refuses a point."""
         asked = [self.base.accepts({axis: x[axis] for axis in self.base.axes})]
-        verdicts = [v for v in (*asked, *(part.accepts(self._raw(x)) for part in self.parts)) if v is not None]
+        verdicts = [
+            v for v in (*asked, *(part.accepts(self._raw(x)) for part in self.parts)) if v is not None
+        ]
         if not verdicts:
             return None
         words = next((needs for good, needs in verdicts if not good.all()), verdicts[0][1])

@@ -25,7 +25,7 @@ class Routed(Factor):
     E_start`` give ``log(N_eff/N) = log(E^/E_start) (b + c log10 N) / alpha(E_start)``. So of the law's six numbers
     the factor holds four: E_start, E_max, ``b_E = b/alpha(E_start)`` and ``c_E = c/alpha(E_start)``; the other two
     are the dense law, which is the base's. The signs turn: a gain has b_E > 0, one that shrinks with size c_E < 0,
-    and it ends at ``N_cutoff = 10^(-b_E/c_E)``: :func:`isoloss.laws.clark.cutoff` of ``-b_E, -c_E``. Beyond it the
+    and it ends at ``N_cutoff = 10^(-b_E/c_E)``: :func:`isoloss.fitting.derived.cutoff` of a fit. Beyond it the
     factor is below 1, as the paper claims, and not clamped.
 
     Inputs:

@@ -267,6 +267,8 @@ class Schedule:
     ) -> Schedule:
         steps, warmup = _lengths(steps, warmup)
         peak, end = _rate("peak", peak), _rate("end", end, zero=shape != "exponential")
+        if end > peak:
+            raise ValueError(f"{kind} needs its last rate at or below the peak {peak:g}, got {end:g}")
         length = steps - warmup if decay is None else _whole("decay", decay)
         if shape not in DECAYS:
             raise ValueError(f"a decay has the shape {', '.join(DECAYS)}; got {shape!r}")

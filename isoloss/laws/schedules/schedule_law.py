@@ -48,6 +48,7 @@ class ScheduleLaw(ABC):
         parameters: the entries of theta, in order.
         counts_warmup: whether the rise of the warm-up is among the changes.
         gains_at_rest: whether a lowered rate goes on bringing its gain whatever the rate then is, even near 0.
+        axes, target: columns of a table of curves, for listings.
         formula: one line for tables.
         paper: one line: who, when, arXiv.
         published: named thetas of the literature.
@@ -56,6 +57,8 @@ class ScheduleLaw(ABC):
     parameters: ClassVar[tuple[Parameter, ...]] = ()
     counts_warmup: ClassVar[bool] = True
     gains_at_rest: ClassVar[bool] = False
+    axes: ClassVar[tuple[str, ...]] = ("step", "lr")
+    target: ClassVar[str] = "loss"
     formula: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     published: ClassVar[Mapping[str, Published]] = {}
@@ -79,6 +82,11 @@ class ScheduleLaw(ABC):
     def slug(self) -> str:
         """The law's name on the command line and in files."""
         return slug_of(type(self).__name__)
+
+    @property
+    def spec(self) -> str:
+        """The same: a law of schedules has no parts."""
+        return self.slug
 
     @property
     def names(self) -> tuple[str, ...]:
