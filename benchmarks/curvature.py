@@ -14,6 +14,7 @@ differences of gradients. Errors of traces are against exact ones, root mean squ
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.util
 import itertools
 import math
@@ -339,7 +340,7 @@ def backpack_traces(subject: Any, samples: int | None) -> Callable[[], dict[str,
     from backpack import extensions
     from torch import nn
 
-    model, loss = backpack.extend(subject.model), backpack.extend(nn.CrossEntropyLoss())
+    model, loss = backpack.extend(copy.deepcopy(subject.model)), backpack.extend(nn.CrossEntropyLoss())
     x, y = subject.batches[0]
     what = extensions.DiagGGNExact() if samples is None else extensions.DiagGGNMC(mc_samples=samples)
     kept = "diag_ggn_exact" if samples is None else "diag_ggn_mc"

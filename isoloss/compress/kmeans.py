@@ -38,14 +38,15 @@ def kmeans_rows(x: ArrayLike, weights: ArrayLike | None, levels: int, *, threads
     On a line each level stands for a run of neighbours, and the best runs are found without trying all. With
     native code a price per level takes the place of the number of levels: the best partition at a price costs
     :math:`n \log n`, and at the right price, it is the best of all with that many levels. Without it, dynamic
-    programming in NumPy gives the same least cost, some hundred times slower, and a ``native.SlowPath`` warning.
+    programming in NumPy gives the same least cost, 50 to 100 times slower, and a ``native.SlowPath`` warning.
 
     Exact means to rounding in float64: about 1e-15 of the row's :math:`\sum w (x - \text{median})^2`. Numbers are taken
     from their median and scaled first, so that offset and unit do not matter. Of partitions that cost the same
-    either may come. The result does not depend on ``threads`` or the processor.
+    either may come. The result does not depend on ``threads`` or the instruction set.
 
     Args:
-        x: (rows, n) or (n,), one row; finite. float32 and float64 are read as they are, other floats as float32.
+        x: (rows, n) or (n,), one row; finite. float32 and float64 are read as they are, float16 as float32,
+            integers as float64.
         weights: what an error counts: shape of ``x``, or (n,) for all rows; finite, at least 0; ``None``: all one. A
             number of weight 0 has no say and is given to the nearest level (of two, the lower); so is one below 2^-48
             of its row's total, which float64 sums lose. A row of zeros counts as equal weights, with cost 0.
@@ -82,7 +83,7 @@ def kmeans_rows(x: ArrayLike, weights: ArrayLike | None, levels: int, *, threads
 
     tables = Tables(np.empty((rows, levels)), np.empty((rows, n), np.uint8), np.empty(rows))
     if not native.available():
-        library.warn_slow("k-means in NumPy takes some hundred times as long as in native code")
+        library.warn_slow("k-means in NumPy takes 50 to 100 times as long as in native code")
 
     def solve(first: int, last: int) -> None:
         part = slice(first, last)

@@ -51,7 +51,7 @@ class Criterion(ABC):
 
 @dataclass(frozen=True)
 class CrossEntropy(Criterion):
-    r"""Softmax cross-entropy [nats]: :math:`H = \mathrm{diag}(p) - pp^T`, root :math:`\sqrt{p_c}(e_c - p)`.
+    r"""Softmax cross-entropy [nats]: :math:`H = \mathrm{diag}(p) - pp^T`.
 
     Classes lie along the last dimension of the outputs; targets are class indices of the shape before it.
     Rows whose target is ``ignored`` do not count.
@@ -78,9 +78,14 @@ class CrossEntropy(Criterion):
         return out * self._counted(targets).to(out.dtype) / self.rows(targets)
 
     def root(self, outputs: Tensor, targets: Tensor, signs: Tensor) -> Tensor:
-        p = torch.softmax(outputs, dim=-1)
-        weighted = p.sqrt() * signs
-        out = weighted - p * weighted.sum(-1, keepdim=True)
+        # diag(p) - p p^T = D (I - q q^T) D with q = sqrt(p), D = diag(q). The reflection that takes q to the most
+        # likely class's axis takes the other axes to a basis of what is orthogonal to q: no column is spare, and
+        # those left are nearly orthogonal, so that squared norms of S r scatter little.
+        q = torch.softmax(outputs, dim=-1).sqrt()
+        top, at = q.max(dim=-1, keepdim=True)
+        kept = signs.scatter(-1, at, 0.0)
+        shift = (q * kept).sum(-1, keepdim=True) / (1 + top)
+        out = q * torch.addcmul(kept, q, shift, value=-1).scatter_add_(-1, at, -shift)
         return out * self._counted(targets).to(out.dtype)
 
     def columns(self, outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:

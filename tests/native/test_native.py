@@ -146,6 +146,7 @@ def test_a_build_without_a_compiler_says_why(build, tmp_path, monkeypatch, compi
 
 @needs_compiler
 def test_code_that_does_not_compile_is_a_reason(build, tmp_path, monkeypatch):
+    monkeypatch.setenv("CC", COMPILER)
     monkeypatch.setenv("CFLAGS", "-include no-such-file.h")
     assert "error" in build.build(tmp_path).reason
 
@@ -175,7 +176,7 @@ def names(wheel: Path) -> set[str]:
 
 @needs_compiler
 def test_a_wheel_carries_the_library_for_all_pythons(wheels, tmp_path):
-    wheel, _ = wheels("with")
+    wheel, _ = wheels("with", CC=COMPILER)
     assert re.fullmatch(r"isoloss-[\d.]+-py3-none-(?!any)\w+\.whl", wheel.name)
     assert names(wheel) == {"__init__.py", "build.json", "kmeans.py", "library.py", library.NAME}
     with zipfile.ZipFile(wheel) as file:
