@@ -12,7 +12,9 @@ import torch.nn.functional as F  # noqa: E402
 
 from isoloss.measure.criteria import CrossEntropy, SquaredError  # noqa: E402
 
-OUTPUTS = torch.tensor([[0.0, 0, 0, 0], [3, -1, 0.5, 2], [9, -9, 1, 0], [50, 50, -50, -50], [1, 1, -2, -2]]).double()
+OUTPUTS = torch.tensor(
+    [[0.0, 0, 0, 0], [3, -1, 0.5, 2], [9, -9, 1, 0], [50, 50, -50, -50], [1, 1, -2, -2]]
+).double()
 LABELS = torch.tensor([0, 2, -100, 1, 1])
 
 
@@ -98,5 +100,9 @@ def test_labels_are_drawn_from_the_model():
 def test_single_precision_stays_finite():
     z = torch.tensor([[200.0, -200.0, 0.0], [0.0, 0.0, 0.0]])
     y = torch.tensor([1, 0])
-    found = [CrossEntropy().root(z, y, torch.ones_like(z)), *CrossEntropy().columns(z, y), CrossEntropy().slope(z, y)]
+    found = [
+        CrossEntropy().root(z, y, torch.ones_like(z)),
+        *CrossEntropy().columns(z, y),
+        CrossEntropy().slope(z, y),
+    ]
     assert all(one.isfinite().all() for one in found)
