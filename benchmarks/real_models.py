@@ -131,9 +131,10 @@ def told(outcome: Outcome) -> str:
     parts = [f"{each.name} {number(each)}" for each in whole[:SHOWN]]
     if len(whole) > SHOWN:
         parts.append(f"and {len(whole) - SHOWN} more")
-    layers = len(outcome.found) - len(whole)
+    layers = [each for each in outcome.found if each.of]
     if layers:
-        parts.append(f"{layers} of layers")
+        most = max(layers, key=lambda each: each.value)
+        parts.append(f"{len(layers)} of parts, largest {most.name} {most.of} {number(most)}")
     return ", ".join(parts) or "nothing"
 
 
