@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import math
 import platform
+import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -74,11 +76,21 @@ def train(config: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, float | st
     yield from Run(Settings.read(config), folder).measurements()
 
 
+@contextmanager
+def _flushed_denormals() -> Iterator[None]:
+    """Tiny moments would cost a hundred times the time. The caller's own arithmetic is left as it was."""
+    before = sys.float_info.min / 2 == 0.0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
 class Run:
     """The state of a run. Everything that decides what comes next is in ``_state``'s tensors and facts."""
 
     def __init__(self, settings: Settings, folder: Path, data: text.Text | None = None) -> None:
-        torch.set_flush_denormal(True)  # tiny moments would cost a hundred times the time
         self.settings, self.folder = settings, folder
         self.text = data or text.load(settings.data)
         self.windows = self.text.windows(settings.seq_len)
@@ -137,6 +149,7 @@ class Run:
 
     # what a step does
 
+    @_flushed_denormals()
     def train_step(self, steps: int) -> float:
         """One step of a horizon of so many; the norm of its gradient."""
         settings = self.settings
@@ -252,6 +265,7 @@ class Run:
         before = sum(decays[: settings.tokens.index(self.todo[0])])
         return (before + self.step) / (sum(decays[:-1]) + all_steps[-1])
 
+    @_flushed_denormals()
     @torch.no_grad()
     def _validation_loss(self, size: int) -> float:
         """Mean over windows spread evenly over the validation text: the same for every run of the data."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 
@@ -458,3 +459,8 @@ def test_a_longer_horizon_goes_on_from_the_trunk_and_a_shorter_one_begins_anew(t
 def test_a_schedule_without_a_trunk_leaves_nothing(tiny, tmp_path):
     run(fresh(tiny, tmp_path, "a", schedule="cosine"))
     assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_training_leaves_the_arithmetic_of_its_caller(tiny):
+    for _ in gpt.train(tiny):
+        assert sys.float_info.min / 2 > 0
