@@ -266,3 +266,17 @@ def test_a_prior_is_no_wider_for_the_objective():
     held = isoloss.Constraints(priors={"c": (0.3, 1e-5)})
     found = fitted(straight(7, sd=0.05), Huber(), "posterior", constraints=held)
     assert found.parameters["c"].stderr == pytest.approx(1e-5, rel=0.15)
+
+
+@pytest.mark.parametrize("how", ["posterior", "laplace"])
+def test_draws_stay_where_a_law_is_defined_at_its_own_rows(how):
+    """``1 - exp(n - P/gamma)`` ends at P = n gamma; these rows lie close to it, and noise carries draws across."""
+    size, tokens, bits = (
+        np.ravel(g) for g in np.meshgrid([1e7, 1e8, 1e9], [2e8, 2e9], [2.0, 3.0, 5.0], indexing="ij")
+    )
+    level = 1.7 + 400 / (size * (1 - np.exp(0.98 - bits / 2))) ** 0.34 + 900 / tokens**0.3
+    loss = level * np.exp(0.1 * np.random.default_rng(5).normal(size=level.size))
+    table = {"params": size, "tokens": tokens, "bits_weights": bits, "loss": loss}
+    found = isoloss.fit("hoffmann * precision", table, uncertainty=how, draws=500, sensitivity=False)
+    gamma, n = (found.draws[:, found.law.names.index(name)] for name in ("gamma_w", "n_w"))
+    assert np.all(gamma * n < 2.0)
