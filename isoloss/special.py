@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 _TERMS = 100_000  # of the continued fraction, which takes about sqrt(a + b) of them
 
@@ -47,6 +48,7 @@ def beta_quantile(probability: float, a: float, b: float) -> float:
     return 1.0 - _lower_half(probability, b, a, from_above=True)
 
 
+@lru_cache(maxsize=4096)  # the same few levels, again and again
 def student_quantile(probability: float, freedom: float) -> float:
     """Quantile of Student's t, through the beta distribution of t^2 / (freedom + t^2).
 

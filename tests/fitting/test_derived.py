@@ -52,14 +52,21 @@ def test_it_is_never_carried_beyond_the_batches():
     assert near.high == math.inf
     assert "not resolved" in str(near)
     with pytest.raises(TypeError, match="critical-batch"):
-        critical_batch(isoloss.fit("power", {"tokens": [1, 2, 4, 8], "loss": [8, 4, 2, 1.0]}, draws=20))
+        critical_batch(
+            isoloss.fit(
+                "power", {"tokens": [1, 2, 4, 8], "loss": [8, 4, 2, 1.0]}, draws=20, sensitivity=False
+            )
+        )
 
 
 def test_a_fit_without_draws_or_rows_has_no_interval():
     with pytest.raises(NoAnswer, match="no draws"):
         critical_batch(steps_fit(500, 2e8, 0.02, draws=0))
     few = isoloss.fit(
-        "critical-batch", {"batch_tokens": BATCH[[0, 7]], "steps": 500 + 2e8 / BATCH[[0, 7]]}, draws=50
+        "critical-batch",
+        {"batch_tokens": BATCH[[0, 7]], "steps": 500 + 2e8 / BATCH[[0, 7]]},
+        draws=50,
+        sensitivity=False,
     )
     with pytest.raises(NoAnswer, match="residual"):
         critical_batch(few)

@@ -31,7 +31,7 @@ def codes(fit):
 
 
 def test_a_good_design_is_identified():
-    found = isoloss.fit("hoffmann", table(), draws=200)
+    found = isoloss.fit("hoffmann", table(), draws=200, sensitivity=False)
     assert found.result == "identified"
     assert not codes(found) & OPEN
 
@@ -49,7 +49,13 @@ def test_a_good_design_is_identified():
 )
 def test_one_ratio_of_tokens_to_params_is_not_identified(objective, how, noise):
     found = isoloss.fit(
-        "hoffmann", ray(noise=noise), objective=objective, draws=200, uncertainty=how, starts=24
+        "hoffmann",
+        ray(noise=noise),
+        objective=objective,
+        draws=200,
+        uncertainty=how,
+        starts=24,
+        sensitivity=False,
     )
     assert found.result == "not-identified"
     assert codes(found) & OPEN
@@ -64,7 +70,9 @@ def test_a_wide_prior_does_not_make_a_ray_identified():
     held = isoloss.Constraints(priors={"alpha": (0.35, 0.3)}, fix={"E": 1.8})
     conditions = []
     for objective in (isoloss.Gaussian(), isoloss.LeastSquares()):
-        found = isoloss.fit("hoffmann", ray(), objective=objective, constraints=held, draws=0, starts=24)
+        found = isoloss.fit(
+            "hoffmann", ray(), objective=objective, constraints=held, draws=0, starts=24, sensitivity=False
+        )
         assert found.result == "not-identified", objective.name
         conditions.append(found.condition)
     # The same estimate, so the same information.
@@ -73,31 +81,31 @@ def test_a_wide_prior_does_not_make_a_ray_identified():
 
 def test_borrowing_what_the_ray_leaves_open_identifies_the_rest():
     borrowed = isoloss.Constraints(borrow={"B": "besiroglu-2024", "beta": "besiroglu-2024"})
-    found = isoloss.fit("hoffmann", ray(), constraints=borrowed, draws=200)
+    found = isoloss.fit("hoffmann", ray(), constraints=borrowed, draws=200, sensitivity=False)
     assert "flat-direction" not in codes(found)
     assert found.parameters["B"].status == "borrowed"
     assert found.values["B"] == 2085.43
     assert found.free == 3
     # The constraints of a fit are good for the next one.
-    again = isoloss.fit("hoffmann", ray(), constraints=found.constraints, draws=0)
+    again = isoloss.fit("hoffmann", ray(), constraints=found.constraints, draws=0, sensitivity=False)
     assert np.array_equal(again.theta, found.theta)
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 5])
 def test_no_more_rows_than_parameters(n):
-    found = isoloss.fit("hoffmann", {k: v[:n] for k, v in table().items()}, draws=30)
+    found = isoloss.fit("hoffmann", {k: v[:n] for k, v in table().items()}, draws=30, sensitivity=False)
     assert found.result == "not-identified"
     assert "too-few-rows" in codes(found)
 
 
 def test_one_row_is_no_answer():
     with pytest.raises(isoloss.NoAnswer, match="1 row cannot determine"):
-        isoloss.fit("hoffmann", {k: v[:1] for k, v in table().items()}, draws=0)
+        isoloss.fit("hoffmann", {k: v[:1] for k, v in table().items()}, draws=0, sensitivity=False)
 
 
 def test_an_estimate_on_its_bound_says_so():
     held = isoloss.Constraints(bounds={"alpha": (0.05, 0.2)})
-    found = isoloss.fit("hoffmann", table(), constraints=held, draws=50)
+    found = isoloss.fit("hoffmann", table(), constraints=held, draws=50, sensitivity=False)
     assert found.parameters["alpha"].status == "at-bound"
     assert found.values["alpha"] == pytest.approx(0.2, rel=1e-9)
     assert [w.column for w in found.warnings if w.code == "at-bound"] == ["alpha"]
@@ -107,7 +115,7 @@ def test_an_estimate_on_its_bound_says_so():
 
 def test_a_tied_pair_on_its_bound_counts_once():
     held = isoloss.Constraints(tie=(("alpha", "beta"),), bounds={"alpha": (0.05, 0.2)})
-    found = isoloss.fit("hoffmann", table(), constraints=held, draws=20)
+    found = isoloss.fit("hoffmann", table(), constraints=held, draws=20, sensitivity=False)
     assert found.values["alpha"] == found.values["beta"] == pytest.approx(0.2)
     assert "at-bound" in codes(found)
     assert found.free == 4
@@ -115,7 +123,9 @@ def test_a_tied_pair_on_its_bound_counts_once():
 
 def test_no_floor_in_the_data_ends_at_the_bound_of_the_floor():
     tokens = np.geomspace(1e8, 1e10, 20)
-    found = isoloss.fit("hestness", {"tokens": tokens, "loss": 30 * tokens**-0.1}, draws=20)
+    found = isoloss.fit(
+        "hestness", {"tokens": tokens, "loss": 30 * tokens**-0.1}, draws=20, sensitivity=False
+    )
     assert found.values["beta"] == pytest.approx(0.1, rel=1e-3)
     assert found.values["gamma"] < 1e-3
 
@@ -150,7 +160,7 @@ def test_no_floor_in_the_data_ends_at_the_bound_of_the_floor():
 )  # fmt: skip
 def test_constraints_that_make_no_sense(held, says):
     with pytest.raises(ValueError, match=r"hoffmann|held|tie") as error:
-        isoloss.fit("hoffmann", table(), constraints=isoloss.Constraints(**held), draws=0)
+        isoloss.fit("hoffmann", table(), constraints=isoloss.Constraints(**held), draws=0, sensitivity=False)
     assert says in str(error.value)
 
 
@@ -197,14 +207,14 @@ def test_rows_that_cannot_be_used_are_named_not_dropped():
     data["loss"][3] = np.nan
     data["loss"][8] = np.inf
     data["params"][11] = np.nan
-    found = isoloss.fit("hoffmann", data, draws=20)
+    found = isoloss.fit("hoffmann", data, draws=20, sensitivity=False)
     assert {(r.row, r.code) for r in found.removed} == {
         (4, "nonfinite-loss"), (9, "nonfinite-loss"), (12, "missing-value"),
     }  # fmt: skip
     assert len(found.y) + len(found.removed) == 40
     assert set(found.rows) == set(range(1, 41)) - {4, 9, 12}
     kept = np.setdiff1d(np.arange(40), [3, 8, 11])
-    clean = isoloss.fit("hoffmann", {k: v[kept] for k, v in data.items()}, draws=20)
+    clean = isoloss.fit("hoffmann", {k: v[kept] for k, v in data.items()}, draws=20, sensitivity=False)
     assert np.array_equal(clean.draws, found.draws)
     document = found.to_json()
     assert sorted(entry["row"] for entry in document["rows_removed"]) == [4, 9, 12]
@@ -217,16 +227,18 @@ def test_values_no_law_can_mean_are_refused_with_their_row(column, value):
     data = {k: v.copy() for k, v in table().items()}
     data[column][6] = value
     with pytest.raises(ValueError, match="row 7") as error:
-        isoloss.fit("hoffmann", data, draws=0)
+        isoloss.fit("hoffmann", data, draws=0, sensitivity=False)
     assert column in str(error.value)
 
 
 def test_absent_columns_are_named():
     data = table()
     with pytest.raises(ValueError, match="tokens"):
-        isoloss.fit("hoffmann", {"params": data["params"], "loss": data["loss"]}, draws=0)
+        isoloss.fit("hoffmann", {"params": data["params"], "loss": data["loss"]}, draws=0, sensitivity=False)
     with pytest.raises(ValueError, match="loss"):
-        isoloss.fit("hoffmann", {"params": data["params"], "tokens": data["tokens"]}, draws=0)
+        isoloss.fit(
+            "hoffmann", {"params": data["params"], "tokens": data["tokens"]}, draws=0, sensitivity=False
+        )
     for option in ("weights", "cluster"):
         with pytest.raises(ValueError, match="nonsense"):
             isoloss.fit("hoffmann", data, draws=0, **{option: "nonsense"})
@@ -236,25 +248,28 @@ def test_weights_of_zero_take_a_row_out_and_negative_ones_are_refused():
     data = table()
     w = np.ones(40)
     w[:5] = 0.0
-    found = isoloss.fit("hoffmann", {**data, "w": w}, weights="w", draws=0)
-    without = isoloss.fit("hoffmann", {k: v[5:] for k, v in data.items()}, draws=0)
+    found = isoloss.fit("hoffmann", {**data, "w": w}, weights="w", draws=0, sensitivity=False)
+    without = isoloss.fit("hoffmann", {k: v[5:] for k, v in data.items()}, draws=0, sensitivity=False)
     np.testing.assert_allclose(found.theta, without.theta, rtol=1e-6)
     w[0] = -1.0
     with pytest.raises(ValueError, match="w"):
-        isoloss.fit("hoffmann", {**data, "w": w}, weights="w", draws=0)
+        isoloss.fit("hoffmann", {**data, "w": w}, weights="w", draws=0, sensitivity=False)
 
 
 def test_rows_without_a_cluster_are_not_one_big_cluster():
     data = table()
     data["family"] = np.array(["a", "b", "c", "d", ""] * 8)
     with pytest.raises(ValueError, match="family"):
-        isoloss.fit("hoffmann", data, cluster="family", draws=10)
+        isoloss.fit("hoffmann", data, cluster="family", draws=10, sensitivity=False)
 
 
 def test_tokens_follow_from_flops():
     data = table()
     flops = {"params": data["params"], "flops": 6 * data["params"] * data["tokens"], "loss": data["loss"]}
-    a, b = isoloss.fit("hoffmann", data, draws=0), isoloss.fit("hoffmann", flops, draws=0)
+    a, b = (
+        isoloss.fit("hoffmann", data, draws=0, sensitivity=False),
+        isoloss.fit("hoffmann", flops, draws=0, sensitivity=False),
+    )
     np.testing.assert_allclose(a.theta, b.theta, rtol=1e-6)
     assert "tokens" in b.derived
     assert not a.derived
@@ -263,7 +278,11 @@ def test_tokens_follow_from_flops():
 def test_a_column_at_its_default_is_not_required():
     data = table()
     found = isoloss.fit(
-        "muennighoff", data, draws=0, constraints=isoloss.Constraints(fix={"R_N": 1e9, "R_D": 10.0})
+        "muennighoff",
+        data,
+        draws=0,
+        constraints=isoloss.Constraints(fix={"R_N": 1e9, "R_D": 10.0}),
+        sensitivity=False,
     )
-    plain = isoloss.fit("hoffmann", data, draws=0)
+    plain = isoloss.fit("hoffmann", data, draws=0, sensitivity=False)
     assert found.value == pytest.approx(plain.value, rel=1e-4)

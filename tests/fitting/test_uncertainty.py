@@ -87,6 +87,7 @@ def test_laplace_and_bootstrap_agree_on_clean_data(objective):
                 uncertainty=how,
                 draws=200,
                 starts=4,
+                sensitivity=False,
             )
             sums[i] += [found.parameters[name].stderr for name in ("E", "alpha", "beta")]
     np.testing.assert_allclose(sums[0] / sums[1], 1.0, atol=0.35)
@@ -129,6 +130,7 @@ def test_intervals_cover_the_planted_truth(how, tables):
             starts=4,
             uncertainty=how,
             seed=seed,
+            sensitivity=False,
         )
         for name, entry in found.parameters.items():
             hits[name] += entry.low <= TRUTH[name] <= entry.high

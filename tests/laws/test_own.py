@@ -48,9 +48,16 @@ def runs():
 )
 def test_a_plain_law_finds_what_the_closed_form_finds(file, runs, objective):
     mine = isoloss.fit(
-        f"{file(TEN_LINES)}:MyLaw", runs, objective=objective, draws=60, uncertainty="bootstrap"
+        f"{file(TEN_LINES)}:MyLaw",
+        runs,
+        objective=objective,
+        draws=60,
+        uncertainty="bootstrap",
+        sensitivity=False,
     )
-    shipped = isoloss.fit("hoffmann", runs, objective=objective, draws=60, uncertainty="bootstrap")
+    shipped = isoloss.fit(
+        "hoffmann", runs, objective=objective, draws=60, uncertainty="bootstrap", sensitivity=False
+    )
     assert mine.value == pytest.approx(shipped.value, rel=1e-9)
     np.testing.assert_allclose(mine.theta, shipped.theta, rtol=1e-3)
     np.testing.assert_allclose(mine.draws[:, 3:], shipped.draws[:, 3:], rtol=0.05)
@@ -58,7 +65,7 @@ def test_a_plain_law_finds_what_the_closed_form_finds(file, runs, objective):
 
 
 def test_its_fit_comes_back_from_its_file(file, runs, tmp_path):
-    found = isoloss.fit(f"{file(TEN_LINES)}:MyLaw", runs, draws=20)
+    found = isoloss.fit(f"{file(TEN_LINES)}:MyLaw", runs, draws=20, sensitivity=False)
     found.save(tmp_path / "fit.json")
     again = isoloss.load(tmp_path / "fit.json")
     at = {"params": 1e10, "tokens": 1e12}
@@ -85,7 +92,9 @@ class Mine(Law):
 def test_a_law_with_an_axis_setting_comes_back_too(file, tmp_path):
     place = file(WITH_AXIS, "with_axis.py")
     tokens = np.geomspace(1e8, 1e10, 8)
-    found = isoloss.fit(f"{place}:Mine", {"tokens": tokens, "loss": 9 * tokens**-0.05}, draws=10)
+    found = isoloss.fit(
+        f"{place}:Mine", {"tokens": tokens, "loss": 9 * tokens**-0.05}, draws=10, sensitivity=False
+    )
     found.save(tmp_path / "fit.json")
     assert isoloss.load(tmp_path / "fit.json").law.axes == ("tokens",)
 
@@ -99,7 +108,9 @@ def test_a_fit_of_a_law_without_an_address_says_so_when_saved(tmp_path):
             return theta[0] * x["tokens"] ** -theta[1]
 
     tokens = np.geomspace(1e8, 1e10, 8)
-    found = isoloss.fit(Nameless(), {"tokens": tokens, "loss": 9 * tokens**-0.05}, draws=10)
+    found = isoloss.fit(
+        Nameless(), {"tokens": tokens, "loss": 9 * tokens**-0.05}, draws=10, sensitivity=False
+    )
     with pytest.raises(ValueError, match=r"FILE\.py:|file"):
         found.save(tmp_path / "fit.json")
     assert not (tmp_path / "fit.json").exists()
@@ -170,7 +181,9 @@ def test_a_function_without_a_derivative_is_named(file, body, says):
     )
     tokens = np.geomspace(1e8, 1e10, 8)
     with pytest.raises(TypeError, match="derivative rule") as error:
-        isoloss.fit(f"{file(text)}:MyLaw", {"tokens": tokens, "loss": 9 * tokens**-0.05}, draws=0)
+        isoloss.fit(
+            f"{file(text)}:MyLaw", {"tokens": tokens, "loss": 9 * tokens**-0.05}, draws=0, sensitivity=False
+        )
     assert says in str(error.value)
 
 
@@ -189,7 +202,11 @@ def test_a_law_with_two_pieces(file, condition):
     tokens = np.geomspace(1e8, 1e11, 40)
     loss = np.where(tokens < 4e9, 3 * (tokens / 4e9) ** -0.2, 3.0)
     found = isoloss.fit(
-        f"{file(text)}:MyLaw", {"tokens": tokens, "loss": loss}, objective=isoloss.LeastSquares(), draws=0
+        f"{file(text)}:MyLaw",
+        {"tokens": tokens, "loss": loss},
+        objective=isoloss.LeastSquares(),
+        draws=0,
+        sensitivity=False,
     )
     np.testing.assert_allclose(found.theta, [3.0, 0.2, 4e9], rtol=1e-5)
 
@@ -199,7 +216,12 @@ def test_a_law_that_is_nowhere_defined_says_so(file):
     tokens = np.geomspace(1e8, 1e10, 8)
     table = {"params": tokens / 20, "tokens": tokens, "loss": 9 * tokens**-0.05}
     with pytest.raises(ValueError, match="undefined"):
-        isoloss.fit(f"{file(text.replace('+ A', '- A').replace('+ B', '- B'))}:MyLaw", table, draws=0)
+        isoloss.fit(
+            f"{file(text.replace('+ A', '- A').replace('+ B', '- B'))}:MyLaw",
+            table,
+            draws=0,
+            sensitivity=False,
+        )
 
 
 def test_parameters_that_make_no_sense():
