@@ -4,9 +4,9 @@
 
 The empirical Fisher matrix of an MLP (64-256-256-10, 85,002 parameters) on the 1,437 training digits of scikit-learn,
 damping 1e-5. Every method makes the gradients itself, prepares, and multiplies two vectors: a random one, and one in
-the span of the gradients, where the product's two terms cancel. Each runs in a process of its own; CPU seconds of one
-thread, least of three processes for the preparation and of nine products; memory is the growth of the process at its
-most. Errors are against the inverse of the same gradients in float64 with one step of refinement.
+the span of the gradients, where the product's two terms cancel. Each runs in a process of its own, the methods in turn; CPU
+seconds of one thread, least of three processes for the preparation and of nine products (slow ones once); memory is the
+growth of the process at its most. Errors are against the inverse of the same gradients in float64 with one step of refinement.
 
 A second table is of a smaller MLP (64-24-10, 1,810 parameters), where the matrix is formed and inverted. A third is of
 the sliding window: replace the oldest of m gradients, and multiply. curvlinops and the published form of M-FAC (its
@@ -279,36 +279,34 @@ def _published_window(rows: Any, dots: Any, at: int, new: Any, v: Any) -> Any:
     return v / DAMPING - ((p / scale) @ coefficients) @ rows
 
 
-def run(name: str, sizes: tuple[int, ...], processes: int) -> dict[str, float]:
-    """The least of several processes."""
-    found: list[dict[str, float]] = []
-    for _ in range(processes):
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.inverse_fisher",
-            "--one",
-            name,
-            ",".join(map(str, sizes)),
-        ]
-        out = subprocess.run(
-            command, env={**os.environ, **THREADS}, capture_output=True, text=True, check=False
-        )
-        if out.returncode:
-            raise RuntimeError(out.stderr[-2000:])
-        found.append(json.loads(out.stdout.splitlines()[-1]))
-    return {key: min(each[key] for each in found) for key in found[0]}
+def run(names: list[str], sizes: tuple[int, ...], processes: int) -> dict[str, dict[str, float]]:
+    """The least of several processes, the methods in turn."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for turn in range(processes):
+        for name in names:
+            if turn and name in ONCE:
+                continue
+            out = subprocess.run(
+                [sys.executable, "-m", "benchmarks.inverse_fisher", "--one", name, ",".join(map(str, sizes))],
+                env={**os.environ, **THREADS}, capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            if out.returncode:
+                raise RuntimeError(out.stderr[-2000:])
+            found[name].append(json.loads(out.stdout.splitlines()[-1]))
+    return {name: {key: min(one[key] for one in each) for key in each[0]} for name, each in found.items()}
 
 
 def measure(quick: bool) -> str:
     """The tables."""
     from benchmarks import page
+    from isoloss.measure.latency import load
 
     there = [name for name, (_, _, package) in METHODS.items() if importlib.util.find_spec(package)]
     absent = [METHODS[name][0] for name in METHODS if name not in there]
     if quick:
         there = [name for name in there if name not in ONCE]
-    large = {name: run(name, LARGE, 1 if name in ONCE or quick else PROCESSES) for name in there}
+    before = load()
+    large = run(there, LARGE, 1 if quick else PROCESSES)
     head = [
         "85,002 parameters, 1,437 gradients", "prepare [s]", "product [ms]", "memory [MB]", "error", "error in the span",
     ]  # fmt: skip
@@ -326,7 +324,7 @@ def measure(quick: bool) -> str:
         f"Preparation and one product take {whole[0] / whole[1]:.3f} of the CPU time of Woodbury with rows formed, a "
         f"product alone {ours['product'] / peer['product']:.2f}, memory {ours['bytes'] / peer['bytes']:.2f}.",
     ]
-    small = {name: run(name, SMALL, 1) for name in there}
+    small = run(there, SMALL, 1)
     text.append(
         page.table(
             ["1,810 parameters, dense inverse", "error", "error in the span"],
@@ -360,7 +358,8 @@ def measure(quick: bool) -> str:
     )
     if absent:
         text.append(f"Not installed: {', '.join(absent)}.")
-    return "\n\n".join([*text, page.machine()])
+    text.append(f"{page.machine()} Load on {os.cpu_count()} cores {before:.1f} before, {load():.1f} after.")
+    return "\n\n".join(text)
 
 
 def main() -> None:

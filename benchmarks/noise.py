@@ -2,7 +2,7 @@
 
     python -m benchmarks.noise [--quick] [--out docs/measure-inverse.md] [--picture docs/images/noise_scale.png]
 
-Byte-level GPTs of the reference trainer (`isoloss.trainers.gpt`), three widths and two seeds, four micro-batches a
+Byte-level GPTs of the reference trainer (`isoloss.trainers.gpt`), two widths and two seeds, four micro-batches a
 step. `isoloss.measure.noise.Meter` is attached from outside; the trainer is as it is. Over each doubling of the steps
 the table has the mean training loss and the noise scale, in tokens, with its interval. The rank correlation is over all
 windows of all runs, its interval from drawing whole runs anew. Also measured: what the meter costs, in turns with and
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import tempfile
 import time
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-WIDTHS, SEEDS = (32, 64, 96), (0, 1)
-EDGES = (25, 50, 100, 200, 400, 800, 1600)
+WIDTHS, SEEDS = (32, 96), (0, 1)
+EDGES = (25, 50, 100, 200, 400, 800)
 MICRO, MICROS = 512, 4
 
 
@@ -74,8 +75,8 @@ def _run(gpt: Any, width: int, seed: int, steps: int, folder: str) -> Any:
     return gpt.Run(gpt.Settings.read(config), Path(folder))
 
 
-def overhead(rounds: int) -> float:
-    """CPU time of steps with the meter over that without, in turns: the median of the ratios."""
+def overhead(rounds: int) -> tuple[float, float, float]:
+    """CPU time of steps with the meter over that without, in turns: median and quartiles of the ratios."""
     from isoloss.measure.noise import Meter
     from isoloss.trainers import gpt
 
@@ -96,7 +97,18 @@ def overhead(rounds: int) -> float:
             plain = steps(None)
             with Meter(run.parameters) as meter:
                 ratios.append(steps(meter) / plain)
-    return float(np.median(ratios))
+    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+    return float(middle), float(low), float(high)
+
+
+def grown(windows: list[Window]) -> list[tuple[float, float]]:
+    """Of every run, how much larger the noise scale of its last resolved window is than its first: the least and the
+    most that the two intervals leave."""
+    found = []
+    for _, group in itertools.groupby(windows, key=lambda w: (w.width, w.seed)):
+        own = [w for w in group if np.isfinite(w.high)]
+        found.append((own[-1].low / own[0].high, own[-1].high / own[0].low))
+    return found
 
 
 def ranks(values: Any) -> Any:
@@ -154,8 +166,10 @@ def measure(quick: bool, picture: Path | None) -> str:
     import torch
 
     from benchmarks import page
+    from isoloss.measure.latency import load
 
     torch.set_num_threads(1)
+    before = load()
     edges, seeds = (EDGES[:4], SEEDS[:1]) if quick else (EDGES, SEEDS)
     windows = [w for width in WIDTHS for seed in seeds for w in train(width, seed, edges)]
     hidden = [w for w in windows if np.isnan(w.value)]
@@ -172,6 +186,8 @@ def measure(quick: bool, picture: Path | None) -> str:
     if picture:
         draw(windows, picture)
     value, low, high = correlated(windows)
+    cost, cheap, dear = overhead(3 if quick else 15)
+    growth = ", ".join(f"{least:.1f} to {most:.1f}" for least, most in grown(windows))
     each = [correlated([w for w in windows if w.width == width]) for width in WIDTHS]
     text = [
         page.table(
@@ -179,8 +195,10 @@ def measure(quick: bool, picture: Path | None) -> str:
         ),
         f"Rank correlation of loss and noise scale over {len(windows)} windows: {value:.2f} (90 % interval {low:.2f} to "
         f"{high:.2f}); within one width {', '.join(f'{e[0]:.2f}' for e in each)}. Windows where noise hid the gradient: "
-        f"{len(hidden)}. A step with the meter takes {overhead(3 if quick else 15):.3f} of one without (width {WIDTHS[-1]}).",
-        page.machine(),
+        f"{len(hidden)}. From the first to the last resolved window of each run it grows by a factor of {growth} (ends of "
+        f"both intervals). A step with the meter takes {cost:.3f} of the CPU time of one without (quartiles {cheap:.3f} to "
+        f"{dear:.3f}, width {WIDTHS[-1]}).",
+        f"{page.machine()} Load on {os.cpu_count()} cores {before:.1f} before, {load():.1f} after.",
     ]
     return "\n\n".join(text)
 

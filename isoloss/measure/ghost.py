@@ -285,8 +285,8 @@ def verify(subject: Subject) -> Tape:
 
 
 def _slack(parameter: Tensor) -> float:
-    """How much more a low precision may be off."""
-    return max(1.0, torch.finfo(parameter.dtype).eps / 1e-6)
+    """How much more a low precision may be off: some of its roundings, and no more, or nothing would be noticed."""
+    return max(1.0, 16 * torch.finfo(parameter.dtype).eps / CLOSE)
 
 
 def _norm_of_one(name: str, pieces: Sequence[Plain | Outer | Rows]) -> Tensor:
@@ -398,7 +398,9 @@ def _piece(call: _Call, delta: Tensor, key: str) -> Plain | Outer | Rows:
     module = call.module
     if isinstance(module, nn.Linear):
         delta = delta.reshape(delta.shape[0], -1, delta.shape[-1])
-        return Plain(delta.sum(1)) if key == "bias" else Outer(call, delta)
+        if key != "bias":
+            return Outer(call, delta)
+        return Plain(delta[:, 0] if delta.shape[1] == 1 else delta.sum(1))  # a sum of one would copy
     if isinstance(module, nn.Embedding):
         index, delta = call.seen().flatten(1), delta.reshape(delta.shape[0], -1, delta.shape[-1])
         if module.padding_idx is not None:
@@ -460,4 +462,8 @@ def _normalised(module: nn.Module, x: Tensor) -> Tensor:
         raise TypeError(
             "batch norm without running statistics mixes examples: it has no per-example gradient"
         )
-    return F.batch_norm(x, module.running_mean, module.running_var, eps=module.eps)
+    mean, variance = (
+        module.running_mean.to(x.dtype),
+        module.running_var.to(x.dtype),
+    )  # x may be raised to float32
+    return F.batch_norm(x, mean, variance, eps=module.eps)

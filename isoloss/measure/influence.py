@@ -85,7 +85,7 @@ def influence(
         mean: of the mean test loss only, one row.
 
     Raises:
-        ValueError: an unknown curvature, or damping not above 0.
+        ValueError: an unknown curvature, damping not above 0, or the two are of different models.
         NoAnswer: C + lambda has a direction of negative curvature.
         TypeError: "gauss_newton" without a criterion of known curvature.
 
@@ -103,6 +103,10 @@ def influence(
         raise ValueError(f"needed a curvature of {', '.join(CURVATURES)}, got {curvature!r}")
     if not damping > 0:
         raise ValueError(f"needed a damping above 0, got {damping}")
+    if train.model is not test.model:
+        raise ValueError(
+            "needed both sets of data with the same model, got two models. Do: give both the same one"
+        )
     with timed() as watch:
         rows, targets = loss_gradients(train), loss_gradients(test)
         if mean:
@@ -115,6 +119,10 @@ def influence(
             scores, residuals, products, how = _by_solves(
                 train, rows, targets, curvature, damping, tolerance, most
             )
+            # A residual is computed anew and may lie somewhat above the one at which a solve stopped.
+            short = int((residuals > 2 * tolerance).sum())
+            if short:
+                how += f"; {short} of {len(residuals)} solves did not reach a residual of {tolerance:g}"
     how = f"{how}; {rows.how}"
     return Influence(scores, curvature, damping, residuals, products, how, watch.spent())
 

@@ -17,7 +17,7 @@ arXiv:1806.03884 (EK-FAC); Eschenhagen et al. 2023, arXiv:2311.00636 (expand).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from isoloss.measure import ghost
 from isoloss.measure.products import Vector, flatten, known_criterion, unflatten, weights
-from isoloss.measure.subject import Subject
+from isoloss.measure.subject import Subject, examples_of
 
 WHOLE = 2048  # numbers in a parameter of no Kronecker form, at most
 BLOCK = 1 << 20  # numbers in a temporary, about
@@ -98,14 +98,14 @@ def kfac(
         subject: with a criterion of known curvature.
         damping: lambda, above 0.
         corrected: EK-FAC, else K-FAC.
-        draws: passes with one random sign per output of every row; None: every column of the root, exact where
-            an example has one row of outputs.
+        draws: passes with one random sign per output of every row; None: a pass for every column of the root of
+            every row (token) of an example by itself, exact.
         seed: of the signs.
 
     Raises:
         TypeError: a parameter is an embedding, is shared by layers, or has no Kronecker form and many numbers; or
-            the criterion or a layer is of an unknown kind.
-        ValueError: the damping is not above 0; or exact eigenvalues where an example has several rows of outputs.
+            the criterion or a layer is of an unknown kind, or layers mix examples.
+        ValueError: the damping is not above 0.
 
     Example:
         >>> from isoloss.measure.criteria import SquaredError
@@ -119,8 +119,9 @@ def kfac(
     sides: dict[str, tuple[Tensor, Tensor]] = {}  # A and B, summed
     rows: dict[str, int] = {}
     blocks: dict[str, tuple[str, ...]] = {}
+    alike = ghost.verify(subject).shared
     with subject.measuring():
-        for first, uses in _passes(subject, draws, seed, corrected):
+        for first, uses in _passes(subject, draws, seed, alike):
             for key, use in uses.items():
                 x, delta = use.x.flatten(0, 1).double(), use.delta.flatten(0, 1).double()
                 a, b = sides.get(key, (torch.zeros(()), torch.zeros(())))
@@ -135,7 +136,7 @@ def kfac(
             values = on_b.clamp_min(0)[:, None] * on_a.clamp_min(0)
             found[key] = Kronecker(blocks[key], out, into, values)
         if corrected:
-            found = _corrected(subject, found, draws, seed)
+            found = _corrected(subject, found, draws, seed, alike)
     missing = [
         name for name in subject.parameters() if not any(name in block.names for block in found.values())
     ]
@@ -156,27 +157,24 @@ class _Use:
 
 
 def _passes(
-    subject: Subject, draws: int | None, seed: int, sums: bool
+    subject: Subject, draws: int | None, seed: int, alike: Collection[str]
 ) -> Iterator[tuple[bool, dict[str, _Use]]]:
     """Every backward pass: whether it is the first over its batch, and the blocks' factors.
 
-    Scaled so that the mean over examples of the products of a pass's rows, summed over passes, is the matrix. With
-    ``sums`` that holds for an example's sum over positions too: columns of one number at several rows of outputs
-    (tokens) would mix in it, random signs do not on average.
+    Scaled so that the mean over examples of the products of a pass's rows, summed over passes, is the matrix. A column
+    at several rows of outputs (tokens) at once would add products across rows, that are no part of it; random signs
+    have none on average.
     """
     criterion = known_criterion(subject)
     generator = torch.Generator().manual_seed(seed)
     for batch, share in weights(subject):
-        with ghost.recording(subject.model) as tape:
+        count = examples_of(batch)
+        with ghost.recording(subject.model, count, alike) as tape:
             z = subject.predict(batch[0])
         scale = math.sqrt(share * subject.examples / criterion.rows(batch[1]))
         with torch.no_grad():
-            if draws is None and sums and z.ndim > 2:
-                raise ValueError(
-                    f"needed outputs (examples, columns) for exact eigenvalues, got {tuple(z.shape)}. Do: give draws"
-                )
             if draws is None:
-                roots = list(criterion.columns(z.detach(), batch[1]))
+                roots = list(ghost.by_row(criterion.columns(z.detach(), batch[1]), count))
             else:
                 scale /= math.sqrt(draws)
                 signs = [torch.randint(0, 2, z.shape, generator=generator) * 2 - 1 for _ in range(draws)]
@@ -208,6 +206,8 @@ def _blocks(
             bias = f"{name.removesuffix('weight')}bias"
             names: tuple[str, ...] = (name,)
             if bias in found:
+                if len(found[bias]) != len(outers):
+                    raise TypeError(f"K-FAC needs parameters of one layer each, got {bias} of several")
                 x, names = torch.cat([x, x.new_ones(*x.shape[:2], 1)], dim=2), (name, bias)
                 biases.add(bias)
             uses[name] = _Use(names, x, torch.cat([piece.delta for piece in outers], dim=1))
@@ -230,11 +230,15 @@ def _blocks(
 
 
 def _corrected(
-    subject: Subject, blocks: Mapping[str, Kronecker], draws: int | None, seed: int
+    subject: Subject,
+    blocks: Mapping[str, Kronecker],
+    draws: int | None,
+    seed: int,
+    alike: Collection[str],
 ) -> dict[str, Kronecker]:
     """The same eigenvectors, with what the blocks have on the diagonal in their basis."""
     values = {key: torch.zeros_like(block.eigenvalues) for key, block in blocks.items()}
-    for _, uses in _passes(subject, draws, seed, True):
+    for _, uses in _passes(subject, draws, seed, alike):
         for key, use in uses.items():
             x, delta = use.x.double() @ blocks[key].into, use.delta.double() @ blocks[key].out
             if x.shape[1] == 1:

@@ -87,6 +87,7 @@ def block_fisher(
 
     Raises:
         ValueError: damping or block is not above 0, or there are no gradients.
+        NoAnswer: the damping is lost in rounding, or gradients are not finite.
     """
     if not damping > 0 or block < 1:
         raise ValueError(f"needed damping above 0 and a block of 1 or more, got {damping} and {block}")
@@ -109,8 +110,18 @@ def block_fisher(
     factors /= count
     factors.diagonal(dim1=1, dim2=2).add_(damping)
     for start in range(0, len(factors), GROUP):
-        factors[start : start + GROUP] = torch.linalg.cholesky(factors[start : start + GROUP])
+        factor, info = torch.linalg.cholesky_ex(factors[start : start + GROUP])
+        if info.any():
+            raise _no_factor(damping, factors[start : start + GROUP])
+        factors[start : start + GROUP] = factor
     return BlockFisher(like, damping, factors)
+
+
+def _no_factor(damping: float, matrix: Tensor) -> NoAnswer:
+    """Why a damped matrix has no Cholesky factor."""
+    if not matrix.isfinite().all():
+        return NoAnswer("some gradients are not finite", "gradients that are")
+    return NoAnswer(f"a damping of {damping:g} is lost in rounding", "a larger damping")
 
 
 class Window:
@@ -151,9 +162,21 @@ class Window:
         return min(self.seen, len(self.rows))
 
     def add(self, gradient: Vector) -> None:
-        """Put a gradient in the place of the oldest: O(dm)."""
+        """Put a gradient in the place of the oldest: O(dm).
+
+        Raises:
+            ValueError: it is not over these parameters, or not finite; the window stays as it was.
+        """
+        shapes = {name: tuple(gradient[name].shape) for name in self.like if name in gradient}
+        if shapes != {name: tuple(p.shape) for name, p in self.like.items()}:
+            raise ValueError(
+                "needed a gradient over the window's parameters, got others. Do: give one for each name"
+            )
+        row = flatten({name: gradient[name].detach() for name in self.like}).to(self.rows.dtype)
+        if not row.isfinite().all():
+            raise ValueError("needed a finite gradient, got inf or NaN. Do: leave that step out")
         at = self.seen % len(self.rows)
-        self.rows[at] = flatten({name: gradient[name].detach() for name in self.like})
+        self.rows[at] = row
         self.seen += 1
         products = self._times(self.rows[at])
         self._gram[at, : self.count] = products
@@ -186,7 +209,7 @@ class Window:
             gram.diagonal().add_(self.count * self.damping)
             factor, info = torch.linalg.cholesky_ex(gram)
             if int(info):
-                raise NoAnswer(f"a damping of {self.damping:g} is lost in rounding", "a larger damping")
+                raise _no_factor(self.damping, gram)
             self._factor = factor
         return self._factor
 

@@ -26,12 +26,12 @@ from torch.autograd.graph import register_multi_grad_hook
 from torch.utils.hooks import RemovableHandle
 
 from isoloss.errors import NoAnswer
-from isoloss.measure.measurement import Measurement, timed
+from isoloss.measure.measurement import Measurement, Spent, timed
 from isoloss.measure.per_example import Gradients, loss_gradients
-from isoloss.measure.products import Product
+from isoloss.measure.products import Product, gauss_newton
 from isoloss.measure.subject import Subject
 from isoloss.observing.measured import Measured
-from isoloss.observing.noise_scale import NoiseScale, noise_of_means, noise_of_steps
+from isoloss.observing.noise_scale import NoiseScale, fieller, noise_of_means, noise_of_steps
 from isoloss.special import student_quantile
 
 BLOCKS = 32  # of examples, where a metric is applied to the mean of each
@@ -44,7 +44,8 @@ def noise_of_examples(gradients: Gradients, coverage: float = 0.9) -> NoiseScale
         |G|^2 = |\bar g|^2 - \frac{\operatorname{tr}\Sigma}{n}
 
     The interval is from leaving out each example in turn, in closed form. It is up to 1.4 times too wide where noise
-    hides the signal (the jackknife doubles the variance of a degenerate U-statistic).
+    hides the signal (the jackknife doubles the variance of a degenerate U-statistic), and too short for a few dozen
+    examples if a few of them have most of the squared norm.
 
     Args:
         gradients: of :func:`isoloss.measure.per_example.loss_gradients`; examples independent of each other.
@@ -59,9 +60,7 @@ def noise_of_examples(gradients: Gradients, coverage: float = 0.9) -> NoiseScale
         >>> round(found.spread.value, 4), round(found.signal.value, 4)  # 10/3, and 9 - 10/12
         (3.3333, 8.1667)
     """
-    total = gradients.combine(torch.ones(gradients.count))
-    with_total = gradients.times(total)
-    return _jackknifed(gradients.squared_norms(), with_total, 1.0, coverage, "leaving out each example")
+    return _resolved(_of_examples(gradients), coverage, "leaving out each example")
 
 
 def noise_in_metric(
@@ -84,6 +83,12 @@ def noise_in_metric(
     Raises:
         NoAnswer: fewer than four blocks, or signal or spread is not positive.
     """
+    return _resolved(*_in_metric(gradients, metric, blocks, coverage))
+
+
+def _in_metric(
+    gradients: Gradients, metric: Product | Callable[[Tensor], Tensor], blocks: int, coverage: float
+) -> tuple[_Estimates, float, str]:
     blocks = min(blocks, gradients.count)
     each = gradients.count // blocks
     dtype = next(iter(gradients.like.values())).dtype
@@ -97,26 +102,47 @@ def noise_in_metric(
     total = torch.stack(means).sum(0)
     own = torch.stack([a @ b for a, b in zip(means, products, strict=True)])
     with_total = torch.stack([total @ b for b in products])
-    return _jackknifed(
-        own, with_total, float(each), coverage, f"leaving out each of {blocks} blocks of {each}"
-    )
+    how = f"leaving out each of {blocks} blocks of {each}"
+    return _jackknifed(own, with_total, float(each)), coverage, how
 
 
-def _jackknifed(own: Tensor, with_total: Tensor, each: float, coverage: float, how: str) -> NoiseScale:
+@dataclass(frozen=True, eq=False)
+class _Estimates:
+    """Signal and spread (2,), the covariance of the two, and how many parts it is from."""
+
+    centre: Any
+    covariance: Any
+    parts: int
+
+    def quantile(self, coverage: float) -> float:
+        return student_quantile((1 + coverage) / 2, self.parts - 1)
+
+
+def _resolved(found: _Estimates, coverage: float, how: str) -> NoiseScale:
+    t = found.quantile(coverage)
+    return noise_of_means(found.centre, found.covariance, t, coverage, how, found.parts, found.parts)
+
+
+def _of_examples(gradients: Gradients) -> _Estimates:
+    total = gradients.combine(torch.ones(gradients.count))
+    return _jackknifed(gradients.squared_norms(), gradients.times(total), 1.0)
+
+
+def _jackknifed(own: Tensor, with_total: Tensor, each: float) -> _Estimates:
     """From |g_i|^2 and g_i . sum g of n independent means of ``each`` examples."""
     a, h = own.numpy(), with_total.numpy()
     n = len(a)
     if n < 4:
         raise NoAnswer(f"{n} gradients give no interval", "at least four examples, better some hundred")
+    if not (np.isfinite(a).all() and np.isfinite(h).all()):
+        raise NoAnswer("some gradients are not finite", "weights and data on which the loss is finite")
 
     def estimates(squares: Any, sums: Any, count: int) -> Any:
         signal = (sums - squares) / (count * (count - 1))
         return np.stack([signal, each * (squares / count - signal)])
 
     left_out = estimates(a.sum() - a, h.sum() - 2 * h + a, n - 1)
-    covariance = np.cov(left_out) * (n - 1) ** 2 / n
-    t = student_quantile((1 + coverage) / 2, n - 1)
-    return noise_of_means(estimates(a.sum(), h.sum(), n), covariance, t, coverage, how, n, n)
+    return _Estimates(estimates(a.sum(), h.sum(), n), np.cov(left_out) * (n - 1) ** 2 / n, n)
 
 
 @dataclass(frozen=True)
@@ -160,7 +186,9 @@ class Meter:
     the norms as gradients come; nothing is kept but two numbers a step. Loss functions are to be scaled as for
     any accumulation: each micro-batch's mean times its share of the batch (a common factor does not matter).
 
-    Not seen: what other processes add to ``.grad`` (data parallel), and batch norm's mixing of examples.
+    Not seen: what other processes add to ``.grad`` (data parallel), and batch norm's mixing of examples. A backward
+    pass that adds nothing to ``.grad`` (``torch.autograd.grad``) does not count. Checkpointing needs
+    ``use_reentrant=False``.
 
     Args:
         parameters: of the model.
@@ -168,10 +196,11 @@ class Meter:
             :math:`1/(\\sqrt{\\hat v} + \\epsilon)` of the step before, the noise scale of the steps it takes. None: of the
             gradients themselves.
         window: newest steps that count.
-        every: measure one step in so many.
+        every: measure one step in so many; the others may have a single backward pass.
 
     Raises:
         TypeError: the optimizer keeps no second moments.
+        ValueError: no parameter takes a gradient; or window or every is not above 0.
 
     Example:
         >>> model = torch.nn.Linear(8, 1)
@@ -197,6 +226,12 @@ class Meter:
             raise TypeError(
                 f"needed Adam or AdamW, got {type(optimizer).__name__}. Do: leave the optimizer out"
             )
+        held = list(dict.fromkeys(p for p in parameters if p.requires_grad))
+        if not held or min(window, every) < 1:
+            raise ValueError(
+                f"needed parameters that take a gradient, and window and every of 1 or more, got {len(held)} "
+                f"parameters, {window} and {every}"
+            )
         self.every, self.skipped, self._steps = every, 0, 0
         self._signal: deque[float] = deque(maxlen=window)
         self._spread: deque[float] = deque(maxlen=window)
@@ -206,7 +241,8 @@ class Meter:
         }
         self._small: list[dict[Tensor, Tensor]] = []  # a micro-batch: squared norms by parameter
         self._whole: dict[Tensor, Tensor] = {}
-        held = [p for p in parameters if p.requires_grad]
+        self._read: dict[Tensor, Tensor] = {}  # of the pass that runs, before they are added to .grad
+        self._new = False
         # The first gradient of a backward pass opens a new micro-batch; hooks run in the order they were put.
         self._handles: list[RemovableHandle] = [register_multi_grad_hook(held, self._begin, mode="any")]
         for p in held:
@@ -239,13 +275,14 @@ class Meter:
         """
         small, whole = self._small, self._whole
         self._small, self._whole = [], {}
-        measured, self._steps = self._on, self._steps + 1
+        measured, self._steps = self.due, self._steps + 1
         if not measured:
             return
         if len(small) != len(sizes) or len(sizes) < 2:
             raise ValueError(
                 f"needed a size for each of two or more backward passes, got {len(sizes)} sizes for "
-                f"{len(small)} passes. Do: call step once after the backward passes of each step"
+                f"{len(small)} passes. Do: call step once after the backward passes of each step; checkpoint with "
+                "use_reentrant=False"
             )
         if not whole or not all(small):  # Adam's moments are not there yet
             return
@@ -275,31 +312,41 @@ class Meter:
         self._spread.clear()
 
     @property
-    def _on(self) -> bool:
+    def due(self) -> bool:
+        """Whether the step that runs is measured: then it needs two or more backward passes."""
         return self._steps % self.every == 0
 
     def _begin(self, gradient: Tensor) -> None:
-        if self._on:
-            self._small.append({})
+        if self.due:
+            self._new = True
+            self._read = {}
 
     def _reader(self, p: Tensor) -> Callable[[Tensor], None]:
         def read(gradient: Tensor) -> None:
-            if self._on:
+            if self.due:
                 square = self._square(p, gradient)
                 if square is not None:
-                    self._small[-1][p] = square
+                    self._read[p] = square
 
         return read
 
     def _summed(self, p: Tensor) -> None:
-        if self._on and p.grad is not None:
-            square = self._square(p, p.grad)
-            if square is not None:
-                self._whole[p] = square
+        """After a gradient was added to ``.grad``."""
+        if not self.due or p.grad is None:
+            return
+        if self._new:
+            self._small.append({})
+            self._new = False
+        square = self._square(p, p.grad)
+        if square is not None and p in self._read:
+            self._small[-1][p] = self._read.pop(p)
+            self._whole[p] = square
 
     @torch.no_grad()
     def _square(self, p: Tensor, gradient: Tensor) -> Tensor | None:
         """Squared norm; of the preconditioned gradient, None before there is a preconditioner."""
+        if gradient.is_sparse:  # of an embedding
+            gradient = gradient.coalesce().values()
         if self._optimizer is not None:
             state, group = self._optimizer.state.get(p, {}), self._groups.get(p)
             if group is None or "exp_avg_sq" not in state:
@@ -314,24 +361,62 @@ class Meter:
 def probe(subject: Subject, coverage: float = 0.9) -> list[Measurement]:
     """The simple noise scale of the subject's batches, with signal and spread, in examples.
 
+    Where the signal is not told from zero the noise scale is NaN; ``how`` then has the lower end of its interval.
+
     Raises:
-        NoAnswer: as :func:`noise_of_examples`. TypeError: as :func:`isoloss.measure.per_example.loss_gradients`.
+        NoAnswer: fewer than four examples, or examples that are all alike.
+        TypeError: as :func:`isoloss.measure.per_example.loss_gradients`.
     """
     with timed() as watch:
         gradients = loss_gradients(subject)
-        found = noise_of_examples(gradients, coverage)
-    how = f"{gradients.count} {gradients.how}; {100 * coverage:g}% interval {found.scale.low:.4g} to {found.scale.high:.4g}"
-    t = student_quantile((1 + coverage) / 2, found.blocks - 1)
+        found = _of_examples(gradients)
+    names = ("noise_scale", "gradient_signal", "gradient_spread")
+    return _measured(names, found, coverage, f"{gradients.count} {gradients.how}", watch.spent())
 
-    def error(value: Measured) -> float:
-        """As the interval has it; unknown where that is open."""
-        return (value.high - value.low) / (2 * t) if math.isfinite(value.high) else math.nan
 
-    return [
-        Measurement(name, value.value, error(value), unit, how=how, spent=watch.spent())
-        for name, value, unit in (
-            ("noise_scale", found.scale, "examples"),
-            ("gradient_signal", found.signal, "nats^2"),
-            ("gradient_spread", found.spread, "nats^2"),
+def probe_curved(subject: Subject, coverage: float = 0.9) -> list[Measurement]:
+    r"""The noise scale in the metric of the Gauss-Newton matrix G, :math:`\operatorname{tr} G\Sigma / g^T G g`, in examples.
+
+    Where the signal is not told from zero it is NaN; ``how`` then has the lower end of its interval.
+
+    Raises:
+        NoAnswer: as :func:`probe`.
+        TypeError: as :func:`probe`, or a criterion of unknown curvature.
+    """
+    with timed() as watch:
+        gradients = loss_gradients(subject)
+        with gauss_newton(subject) as product:
+            found, _, blocks = _in_metric(gradients, product, BLOCKS, coverage)
+    how = f"in the metric of the Gauss-Newton matrix, {blocks}; {gradients.count} {gradients.how}"
+    return _measured(("noise_scale_curved", "", ""), found, coverage, how, watch.spent())
+
+
+def _measured(
+    names: Sequence[str], found: _Estimates, coverage: float, how: str, spent: Spent
+) -> list[Measurement]:
+    """Of the three, those that have a name."""
+    signal, spread = (float(value) for value in found.centre)
+    if spread <= 0:
+        raise NoAnswer("the gradients of all examples are alike", "examples that differ")
+    t, v = found.quantile(coverage), found.covariance
+    # A signal estimated below zero is as one just above it: then only the lower end is known.
+    above = max(signal, 1e-12 * spread)
+    low, high = fieller(spread, above, v[1, 1], v[0, 0], v[0, 1], t)
+    if math.isfinite(high):
+        value, error = spread / signal, (high - low) / (2 * t)
+        said = f"{100 * coverage:g}% interval {max(low, 0.0):.4g} to {high:.4g}"
+    else:
+        value = error = math.nan
+        said = (
+            f"not resolved: noise hides the gradient; {100 * coverage:g}% interval {max(low, 0.0):.4g} to inf"
         )
+    each = (
+        (value, error, "examples"),
+        (signal, math.sqrt(v[0, 0]), "nats^2"),
+        (spread, math.sqrt(v[1, 1]), "nats^2"),
+    )
+    return [
+        Measurement(name, value, error, unit, how=f"{how}; {said}", spent=spent)
+        for name, (value, error, unit) in zip(names, each, strict=True)
+        if name
     ]

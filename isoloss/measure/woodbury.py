@@ -16,6 +16,7 @@ Sources: Woodbury 1950; Frantar, Kurtic, Alistarh 2021, M-FAC, arXiv:2107.03356.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -127,12 +128,14 @@ def inverse_fisher(gradients: Gradients, damping: float = 1e-5) -> InverseFisher
 
     Raises:
         ValueError: the damping is not above 0.
-        NoAnswer: the damping is lost in the rounding of the Gram matrix.
+        NoAnswer: the damping is lost in the rounding of the Gram matrix, or gradients are not finite.
     """
     if not damping > 0:
         raise ValueError(f"needed a damping above 0, got {damping}")
     gram = gradients.gram()
     largest = float(gram.diagonal().max())
+    if not math.isfinite(float(gram.diagonal().sum())):
+        raise NoAnswer("some gradients are not finite", "weights and data on which the loss is finite")
     gram.diagonal().add_(gradients.count * damping)
     factor, info = torch.linalg.cholesky_ex(gram)
     if int(info):
