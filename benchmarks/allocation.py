@@ -154,6 +154,16 @@ def options(weights: Mapping[str, Tensor], trace: Mapping[str, float] | None) ->
     return found
 
 
+def reversed_ranks(weights: Mapping[str, Tensor], trace: Mapping[str, float]) -> dict[str, float]:
+    """Mean traces in the wrong order: the layer with the largest has the smallest, and so on."""
+    mean = {name: trace[name] / weights[name].numel() for name in weights}
+    ranked = sorted(mean, key=lambda name: mean[name])
+    return {
+        name: mean[other] * weights[name].numel()
+        for name, other in zip(ranked, reversed(ranked), strict=True)
+    }
+
+
 def one_by_one(model: nn.Module, data: Sequence[tuple[Tensor, Tensor]]) -> list[Option]:
     """What each layer adds to the loss when it alone is rounded, measured."""
     base, weights = tested(model, data)[0], weights_of(model)
@@ -243,6 +253,7 @@ def measure(count: int) -> str:
     ways = {
         "trace": by_trace,
         "distance alone": options(weights, None),
+        "traces in reverse": options(weights, reversed_ranks(weights, trace)),
         "layers measured one by one": one_by_one(model, subject.batches),
     }
     front = timed(lambda: pareto(by_trace, "bytes"), 1.0)

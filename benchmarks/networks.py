@@ -120,7 +120,7 @@ def batches(x: Tensor, y: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
 
 def _cifar(depth: int) -> Callable[[], Loaded]:
     def make() -> Loaded:
-        x, y = pictures("sets/cifar10-jpeg/train6000.npz", 0, 64, CIFAR)
+        x, y = pictures("sets/cifar10-jpeg/train6000.npz", 0, 32, CIFAR)
         return Loaded(Subject(resnet(depth), batches(x, y, 32), CrossEntropy(), f"resnet{depth}"))
 
     return make
@@ -135,7 +135,7 @@ def _lite() -> Loaded:
     model = EfficientNet.from_name("efficientnet-lite0")
     (weights,) = (folder / "models").glob("*.pth")
     model.load_state_dict(torch.load(weights, weights_only=True))
-    x, y = pictures("sets/imagenet-samples-224/images.npz", 0, 8, LITE)
+    x, y = pictures("sets/imagenet-samples-224/images.npz", 0, 4, LITE)
     return Loaded(Subject(model.eval(), batches(x, y, 4), CrossEntropy(), "efficientnet-lite0"))
 
 
@@ -150,7 +150,7 @@ def _minilm() -> Loaded:
     tokens = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
         rows = [row for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if float(row[4]) >= 4]
-    rows = rows[:: len(rows) // 16][:16]  # from all genres
+    rows = rows[:: len(rows) // 8][:8]  # from all genres
 
     whole = MeanOfTokens(model).eval()
 
@@ -158,7 +158,7 @@ def _minilm() -> Loaded:
         return dict(tokens(texts, padding=True, truncation=True, max_length=64, return_tensors="pt"))
 
     pairs = []
-    for part in (rows[:8], rows[8:]):
+    for part in (rows[:4], rows[4:]):
         with torch.no_grad():
             target = whole(**encoded([row[6] for row in part]))
         pairs.append((encoded([row[5] for row in part]), target))
@@ -190,7 +190,7 @@ def _smollm() -> Loaded:
     with tempfile.TemporaryDirectory() as place:
         plain = Path(place) / "test.txt"
         plain.write_bytes(gzip.decompress(path.read_bytes()))
-        return load(str(folder), Wanted(data=plain, batch=2, batches=2, length=64))
+        return load(str(folder), Wanted(data=plain, batch=4, length=16))
 
 
 NETWORKS: dict[str, Callable[[], Loaded]] = {

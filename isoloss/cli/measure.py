@@ -222,6 +222,9 @@ def _print(found: list[Measured], side: Comparison | None, layers: bool, style: 
                 style,
             )
         of = f"{one.name}: " if len(found) > 1 else ""
+        for unknown in shown:
+            if unknown.value != unknown.value:
+                say(f"{of}{_name(unknown)}: {_why_open(unknown)}", style)
         if held := len(one.measurements) - len(shown):
             say(f"{of}{held} more of layers and operators: --layers prints them", style)
         for each in one.failed:
@@ -237,12 +240,19 @@ def _print(found: list[Measured], side: Comparison | None, layers: bool, style: 
         findings(side.findings, style)
 
 
+def _why_open(each: Measurement) -> str:
+    """Of a value that is not known: what its probe says of it."""
+    at = max(each.how.find("not resolved"), 0)
+    return each.how[at:]
+
+
 def _name(each: Measurement) -> str:
     return f"{each.name} [{each.of}]" if each.of else each.name
 
 
 def _row(each: Measurement) -> list[str]:
-    sure = "exact" if each.se == 0 else "not known" if each.se != each.se else number(each.se, 2)
+    sure = "exact" if each.se == 0 else number(each.se, 2) if each.se == each.se else "not known"
+    sure = sure if each.value == each.value else ""
     cost = number(each.spent.cpu_seconds, 2)
     return [_name(each), amount(each.value, 5), sure, each.unit or "1", cost]
 

@@ -14,31 +14,47 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from isoloss.measure.estimates import drawn
 from isoloss.measure.linearity import bent
 from isoloss.measure.measurement import Measurement, timed
-from isoloss.measure.products import gradient_seconds, known_criterion, twice_differentiable, weights
+from isoloss.measure.products import (
+    gradient_seconds,
+    known_criterion,
+    switched,
+    twice_differentiable,
+    weights,
+)
 from isoloss.measure.subject import Batch, Subject, examples_of, resized
-from isoloss.measure.traces import Traces
+from isoloss.measure.traces import Traces, enough, pooled
 
 CLOSE = 1e-4  # of a gradient, what may reach other examples
 
 
 def activation_traces(
-    subject: Subject, layers: Sequence[str] | None = None, draws: int = 4, seed: int = 0
+    subject: Subject,
+    layers: Sequence[str] | None = None,
+    draws: int = 4,
+    seed: int = 0,
+    accuracy: float | None = None,
+    most: int = 256,
 ) -> Traces:
     """Trace of the Hessian with respect to every layer's output, mean over examples.
 
     Args:
         subject: with a criterion of known curvature.
         layers: names of modules; default: every module without children that puts out one tensor of numbers with
-            the examples along its first dimension.
+            the examples along its first dimension, and that the outputs depend on.
         draws: random vectors; standard errors are over these, from the scatter of every example's values.
         seed: of the random vectors.
+        accuracy: relative standard error of every layer to go on for, its bound by the few draws; default: make
+            ``draws`` and no more.
+        most: draws at which to give up; then ``reached`` is false.
 
     Raises:
         TypeError: a criterion of unknown curvature; layers that mix examples.
@@ -54,9 +70,23 @@ def activation_traces(
     """
     if draws < 2:
         raise ValueError(f"needed at least two draws, got {draws}")
+    kept, straight, unread = _suitable(subject, layers)
+    found = _drawn(subject, kept, straight, draws, seed)
+    while accuracy is not None and not enough(found, accuracy) and found.draws < most:
+        more = min(found.draws, most - found.draws)
+        if more < 2:
+            break
+        found = pooled(found, _drawn(subject, kept, straight, more, seed + 7919 * found.draws))
+    behind = "piecewise linear behind every layer" if straight else "as many products"
+    how = f"{drawn(found.draws)} for every example and column, {behind}"
+    how += f"; not of {', '.join(unread)}, which the outputs do not depend on" if unread else ""
+    return replace(found, how=how, reached=accuracy is None or enough(found, accuracy))
+
+
+def _drawn(subject: Subject, kept: Sequence[str], straight: bool, draws: int, seed: int) -> Traces:
+    """So many draws."""
     criterion = known_criterion(subject)
     generator = torch.Generator().manual_seed(seed)
-    kept, straight = _suitable(subject, layers)
     value = dict.fromkeys([*kept, ""], 0.0)
     variance = dict.fromkeys([*kept, ""], 0.0)
     with subject.measuring(), torch.enable_grad(), twice_differentiable():
@@ -90,11 +120,9 @@ def activation_traces(
                 value[name] += float(x.mean(0).sum())
                 variance[name] += float(x.var(0, unbiased=True).sum()) / draws
     errors = {name: math.sqrt(v) for name, v in variance.items()}
-    how = f"{draws} random signs for every example and column" + (
-        " (piecewise linear behind every layer)" if straight else ", and as many products"
-    )
     total, total_error = value.pop(""), errors.pop("")
-    return Traces(value, errors, total, total_error, draws, draws * (1 if straight else 2), how)
+    freedom = subject.examples * (draws - 1)
+    return Traces(value, errors, total, total_error, draws, draws * (1 if straight else 2), freedom=freedom)
 
 
 def _bending(first: Sequence[Tensor], held: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
@@ -152,8 +180,8 @@ def _probing(model: nn.Module, names: Sequence[str], examples: int) -> Iterator[
             handle.remove()
 
 
-def _suitable(subject: Subject, layers: Sequence[str] | None) -> tuple[list[str], bool]:
-    """The layers to measure, and whether the outputs are piecewise linear behind each of them.
+def _suitable(subject: Subject, layers: Sequence[str] | None) -> tuple[list[str], bool, list[str]]:
+    """The layers to measure, whether the outputs are piecewise linear behind each of them, and layers left out.
 
     Tried on two examples, which must not reach one another.
     """
@@ -180,10 +208,13 @@ def _suitable(subject: Subject, layers: Sequence[str] | None) -> tuple[list[str]
                 raise TypeError(
                     f"needed layers that keep examples apart, got one behind {key.rpartition(' ')[0]!r} that mixes them"
                 )
-        unused = [key for key, g in zip(tensors, pulled, strict=True) if g is None]
-        if unused:
-            raise ValueError(f"the outputs do not depend on layer {unused[0].rpartition(' ')[0]!r}")
-        return names, bent(z, tensors) is None
+        idle = {key.rpartition(" ")[0] for key, g in zip(tensors, pulled, strict=True) if g is None}
+        unread = [name for name in names if name in idle]
+        names = [name for name in names if name not in idle]
+        if unread and (layers is not None or not names):
+            raise ValueError(f"the outputs do not depend on layer {unread[0]!r}")
+        read = {key: p for key, p in tensors.items() if key.rpartition(" ")[0] not in idle}
+        return names, bent(z, read) is None, unread
 
 
 def _leaves(subject: Subject, modules: dict[str, nn.Module], two: Batch) -> list[str]:
@@ -212,12 +243,13 @@ def _leaves(subject: Subject, modules: dict[str, nn.Module], two: Batch) -> list
     return [name for name, output in seen.items() if output is not None]
 
 
-def probe(subject: Subject, draws: int = 4, seed: int = 0) -> list[Measurement]:
+def probe(subject: Subject, accuracy: float = 0.05, seed: int = 0) -> list[Measurement]:
     """:func:`activation_traces` as measurements, one for every layer."""
     with timed() as watch:
-        found = activation_traces(subject, draws=draws, seed=seed)
+        found = activation_traces(subject, seed=seed, accuracy=accuracy)
     spent = watch.spent(gradient_seconds(subject))
+    how = found.how + switched(subject) + ("" if found.reached else "; stopped before the accuracy asked for")
     return [
-        Measurement("activation_trace", value, found.errors[name], "nats", name, found.how, spent)
+        Measurement("activation_trace", value, found.errors[name], "nats", name, how, spent)
         for name, value in found.values.items()
     ]

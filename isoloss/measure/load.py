@@ -37,6 +37,7 @@ class Loaded:
         notes: what a reader of the numbers must know, sentences.
         generate: (tokens of the prompt, new tokens) -> anything, for a model that generates text.
         context: tokens that prompt and output may have together; 0 where nothing generates.
+        flat: why its gradients are zero, so that probes of them have nothing to measure; empty if they are not.
     """
 
     subject: Subject
@@ -44,6 +45,7 @@ class Loaded:
     notes: tuple[str, ...] = ()
     generate: Callable[[int, int], object] | None = None
     context: int = 0
+    flat: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,9 @@ def load(model: str, wanted: Wanted | None = None) -> Loaded:
         TypeError: the function gives something else.
     """
     wanted = wanted or Wanted()
-    where, colon, name = model.rpartition(":")
+    where, colon, _ = model.rpartition(":")
     if colon and where.endswith(".py"):
-        return _from_function(Path(where), name, model, wanted)
+        return _from_function(Path(where), model, wanted)
     if model.endswith(".py"):
         raise ValueError(f"needed a function in {model}, got none. Name it: {model}:make")
     place = Path(model).expanduser()
@@ -116,12 +118,23 @@ def _listed(folder: Path) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") or "nothing"
 
 
-def _from_function(path: Path, name: str, text: str, wanted: Wanted) -> Loaded:
-    module = _module(path, text)
-    make = getattr(module, name, None)
+def function(text: str) -> Callable[[], Any]:
+    """The function that ``file.py:name`` names.
+
+    Raises:
+        ValueError: there is no such file or function, or importing the file fails.
+    """
+    where, _, name = text.rpartition(":")
+    path = Path(where)
+    make: Callable[[], Any] | None = getattr(_module(path, text), name, None)
     if not callable(make):
         found = "is not there" if make is None else f"is a {type(make).__name__}"
         raise ValueError(f"needed the function {name!r} in {path}, but it {found}")
+    return make
+
+
+def _from_function(path: Path, text: str, wanted: Wanted) -> Loaded:
+    make = function(text)
     torch.manual_seed(wanted.seed)
     made = make()
     notes = ("data and batches are those of the function",) if wanted.data is not None else ()

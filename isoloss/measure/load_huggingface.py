@@ -5,12 +5,15 @@ Nothing is fetched, and no code of the folder is run. Weights are taken in float
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import importlib.util
+import io
 import json
 import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,14 @@ from isoloss.measure.criteria import CrossEntropy, SquaredError
 from isoloss.measure.load import Loaded, Wanted, costs_of, windows
 from isoloss.measure.subject import Batch, Subject
 
+UNTOLD = (
+    "model",
+    "models",
+    "checkpoint",
+    "weights",
+    "snapshot",
+    "final",
+)  # names of folders that say nothing
 MASKED = 0.15  # share of the tokens that a masked language model is to find
 RANDOM = "no text was given (--data): the tokens are random, which costs do not depend on"
 
@@ -38,6 +49,8 @@ def from_folder(place: Path, wanted: Wanted) -> Loaded:
     folder, keywords = place, {"local_files_only": True, "dtype": torch.float32}
     if not (place / "config.json").is_file():
         file = place if place.is_file() else _the_one_gguf(place)
+        if importlib.util.find_spec("gguf") is None:
+            raise ValueError(f"{file} needs the package gguf. Do: pip install gguf")
         folder = file.parent
         keywords |= {"gguf_file": file.name}
     kind = _kind(folder)
@@ -54,16 +67,38 @@ def from_folder(place: Path, wanted: Wanted) -> Loaded:
             f"transformers cannot load {folder}: {' '.join(str(error).split())[:300]}"
         ) from error
     model = model.eval()
-    notes = _notes(said, folder)
+    name, notes = _named(folder), _notes(said, folder)
+    if "gguf_file" in keywords:
+        file = folder / str(keywords["gguf_file"])
+        name, notes = file.stem, (*notes, _unpacked(file))
     tokens = _tokeniser(transformers, folder, keywords)
     if kind.endswith(("ForCausalLM", "LMHeadModel")):
-        return _causal(model, tokens, wanted, folder.name, notes)
+        return _causal(model, tokens, wanted, name, notes)
     if model.main_input_name == "input_ids":
-        return _encoder(model, tokens, wanted, folder.name, notes, masked=kind.endswith("ForMaskedLM"))
-    return _other(model, wanted, folder.name, notes)
+        return _encoder(model, tokens, wanted, name, notes, masked=kind.endswith("ForMaskedLM"))
+    return _other(model, wanted, name, notes)
 
 
-@contextmanager
+def _named(folder: Path) -> str:
+    """The folder's name, with that of the one above it where its own says nothing."""
+    place = folder.resolve()
+    return f"{place.parent.name}/{place.name}" if place.name in UNTOLD else place.name
+
+
+def _unpacked(file: Path) -> str:
+    """How the weights of a GGUF file are stored, which measurements do not see."""
+    gguf: Any = importlib.import_module("gguf")
+    held: dict[str, int] = {}
+    for tensor in gguf.GGUFReader(file).tensors:
+        held[tensor.tensor_type.name] = held.get(tensor.tensor_type.name, 0) + int(tensor.n_elements)
+    whole = sum(held.values())
+    shares = [
+        f"{kind} {n / whole:.0%}" for kind, n in sorted(held.items(), key=lambda e: -e[1]) if n > whole / 200
+    ]
+    return f"stored as {', '.join(shares)} of the weights, unpacked to float32 to be measured"
+
+
+@contextlib.contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
     """Without warnings and bars of the library: what matters of them is said in notes."""
     bars = transformers.utils.logging.is_progress_bar_enabled()
@@ -71,7 +106,8 @@ def _quiet(transformers: Any) -> Iterator[None]:
     transformers.logging.set_verbosity(logging.CRITICAL)
     transformers.logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        # The bar of unpacking a GGUF file asks no setting.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -221,7 +257,11 @@ def _encoder(
         batches = [(x, subject.predict(x)) for x, _ in subject.batches]
     why = "the loss is half the squared distance of the mean features from what they are"
     own = Subject(model, batches, SquaredError(), name, outputs=_features)
-    return Loaded(own, "" if of_text else RANDOM, (*notes, why, *(() if of_text else (RANDOM,))))
+    flat = (
+        f"{why}, so that every gradient is zero. Needed: a make() that gives a Subject with a loss of its own"
+    )
+    notes = (*notes, why, *(() if of_text else (RANDOM,)))
+    return Loaded(own, "" if of_text else RANDOM, notes, flat=flat)
 
 
 def _output(model: Any, ids: Tensor) -> Any:

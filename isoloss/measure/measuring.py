@@ -19,6 +19,11 @@ from isoloss.measure.measurement import Measurement
 from isoloss.measure.roofline import Roofline
 from isoloss.runs.finding import Finding
 
+OF_GRADIENTS = (
+    "effective_dimension",
+    "noise_scale",
+    "noise_scale_curved",
+)  # of the loss, which may be at its least
 # What a probe may raise because of the model in front of it; anything else is a mistake of this package.
 CANNOT = (NoAnswer, TypeError, ValueError, NotImplementedError, RuntimeError, MemoryError)
 
@@ -182,6 +187,9 @@ def measure(
             progress(name, done, len(names))
         if loaded.costs_only and name not in WHAT["costs"]:
             failed.append(Failed(name, loaded.costs_only))
+            continue
+        if loaded.flat and name in OF_GRADIENTS:
+            failed.append(Failed(name, loaded.flat))
             continue
         function = probe(name)
         try:

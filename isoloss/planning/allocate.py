@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from isoloss.planning.multiple_choice import ROUNDING, STATES, added_up, least_sum, undominated
+from isoloss.errors import NoAnswer
+from isoloss.planning.multiple_choice import ROUNDING, STATES, WIDEST, added_up, least_sum, undominated
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -122,7 +123,7 @@ def allocate(
     Raises:
         ValueError: options repeat or do not name every budget; a limit names none, or is not finite; tied items are
             unknown or do not offer the same options.
-        RuntimeError: with several limits, a million partial sums did not tell whether anything fits.
+        NoAnswer: with several limits, the widest search did not tell whether anything fits.
 
     Source: the problem as in Yao et al. 2021, HAWQ-V3, arXiv:2011.10680, for any items, budgets and ties; bounds:
         Fisher 1981, The Lagrangian relaxation method, Management Science 27 (1).
@@ -171,7 +172,7 @@ def pareto(
 
     Raises:
         ValueError: as :func:`allocate`; no budget ``along``.
-        RuntimeError: there are more than a million partial sums: too many items whose uses share no unit.
+        NoAnswer: there are more than a million partial sums: too many items whose uses share no unit.
 
     Source: Nemhauser and Ullmann 1969, Management Science 15 (9).
 
@@ -196,9 +197,9 @@ def pareto(
     nothing = [np.zeros(len(loss)) for loss in problem.losses]
     front = added_up(problem.losses, [use[:, None] for use in column], top, every, nothing, math.inf, STATES)
     if front.left_out < math.inf:
-        raise RuntimeError(
-            f"the frontier needs more than {STATES} partial sums. Do: round what the options use to a coarser unit, or "
-            "ask `allocate` at the limits that matter"
+        raise NoAnswer(
+            f"the frontier needs more than {STATES} partial sums",
+            "what the options use in a coarser unit, or `allocate` at the limits that matter",
         )
     ends = [_told(problem, front.picked(end), limits) for end in range(len(front.sums))]
     return _strict(ends, along)
@@ -330,7 +331,10 @@ def _solved(
     needed = problem.totals(start)[1][last]
     if needed > _cap(limits[last]):
         if needed - gap <= _cap(limits[last]):
-            raise RuntimeError(f"{STATES} partial sums did not tell whether anything fits in all limits")
+            raise NoAnswer(
+                f"{WIDEST} partial sums did not tell whether anything fits in all limits",
+                "one limit less, or what the options use in a coarser unit",
+            )
         return None
     return _from(problem, goal, limits, start)
 

@@ -17,7 +17,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 ROUNDING = 1e-12  # what the rounding of sums may be, as a share of them
 WIDTH = 64  # partial sums with which the search begins; it widens until nothing was left out
-STATES = 1 << 20  # partial sums that are kept at most
+WIDEST = 1 << 18  # partial sums at which it gives up the proof: some ten seconds
+STATES = 1 << 20  # partial sums of a whole frontier, at most
 STEPS = 300  # of the multipliers, at most
 
 
@@ -50,7 +51,7 @@ def least_sum(
             best = front.picked(int(front.sums[:, 0].argmin()))
         if floor + front.left_out >= _total(goal, best) - tolerance:
             return best, 0.0
-        if width >= STATES:
+        if width >= WIDEST:
             return best, _total(goal, best) - floor - front.left_out
         width *= 8
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isoloss.files import refuse_unwritable, write_atomically
-from isoloss.report.blocks import Code, Part, Section, cautions, picture, table
+from isoloss.report.blocks import Code, Part, Section, Table, cautions, picture, table
 from isoloss.report.html import Head, html
 from isoloss.report.rooflines import draw_roofline
 from isoloss.report.words import amount, listed, number, plural
@@ -78,11 +78,7 @@ def _short(found: Sequence[Measured]) -> tuple[str, ...]:
     said = []
     for one in found:
         known = {each.name: each for each in one.measurements if not each.of}
-        parts = [
-            f"{label} {amount(known[name].value, 4)}{' ' + known[name].unit if known[name].unit != 'count' else ''}"
-            for name, label in WORDS.items()
-            if name in known
-        ]
+        parts = [f"{label} {_short_value(known[name])}" for name, label in WORDS.items() if name in known]
         if parts:
             said.append(f"{one.name}: {'; '.join(parts)}.")
         if one.failed:
@@ -100,8 +96,28 @@ WORDS = {
     "throughput": "throughput",
     "energy": "energy",
     "hessian_trace": "trace of the Hessian",
+    "hessian_eigenvalue_1": "its largest eigenvalue",
     "noise_scale": "noise scale",
 }
+
+
+PREFIXED = {
+    "byte": "B",
+    "FLOP/example": "FLOP/example",
+    "count": "",
+}  # units that are read with a letter before them
+LETTERS = ("", "k", "M", "G", "T", "P")
+
+
+def _short_value(each: Measurement) -> str:
+    """For a sentence: ``455.4 MB``, ``22.71 M``, ``2866 ± 130 nats``."""
+    if math.isnan(each.value):
+        return "not resolved"
+    if each.unit in PREFIXED and abs(each.value) >= 1e4:
+        power = min(int(math.log10(abs(each.value))) // 3, len(LETTERS) - 1)
+        return f"{number(each.value / 1000**power, 4)} {LETTERS[power]}{PREFIXED[each.unit]}"
+    sure = f" ± {number(each.se, 2)}" if 0 < each.se < math.inf else ""
+    return f"{amount(each.value, 4)}{sure}{'' if each.unit == 'count' else f' {each.unit}'}"
 
 
 def _values(one: Measured, at: int) -> Section:
@@ -111,16 +127,41 @@ def _values(one: Measured, at: int) -> Section:
     heads = ("measured", "value", "s.e.", "unit", "CPU s", "how")
     whole = [_row(each) for each in one.measurements if not each.of]
     if whole:
-        parts.append(table(f"Of {one.name}", heads, whole, (1, 2, 4)))
-    inner = [_row(each) for each in one.measurements if each.of]
-    if inner:
-        parts.append(table("Of its layers and operators", heads, inner, (1, 2, 4)))
+        parts.append(Table(f"Of {one.name}", heads, tuple(whole), (1, 2, 4), folds=False))
+    parts += _inner([each for each in one.measurements if each.of])
     return Section(f"measured-{at}", f"Measured of {one.name}", tuple(said), tuple(parts))
+
+
+def _inner(found: Sequence[Measurement]) -> list[Part]:
+    """A row for every layer or operator, a column for every quantity; those of the same parts in one table."""
+    columns: dict[tuple[str, str], dict[str, Measurement]] = {}
+    for each in found:
+        columns.setdefault((each.name, each.unit), {})[each.of] = each
+    groups: dict[frozenset[str], list[tuple[str, str]]] = {}
+    for column, cells in columns.items():
+        groups.setdefault(frozenset(cells), []).append(column)
+    parts: list[Part] = []
+    for together in groups.values():
+        rows = [(of, *(_cell(columns[column][of]) for column in together)) for of in columns[together[0]]]
+        heads = ("of", *(f"{name} [{unit}]" if unit else name for name, unit in together))
+        parts.append(table(_caption(columns[together[0]]), heads, rows, range(1, len(heads))))
+    return parts
+
+
+def _caption(cells: dict[str, Measurement]) -> str:
+    """What the parts are, and how they were measured where that is the same for all."""
+    ways = {each.how for each in cells.values()}
+    return f"Of {plural(len(cells), 'part')}" + (f": {ways.pop()}" if len(ways) == 1 and ways != {""} else "")
+
+
+def _cell(each: Measurement) -> str:
+    return amount(each.value, 5) + (f" ± {number(each.se, 2)}" if 0 < each.se < math.inf else "")
 
 
 def _row(each: Measurement) -> tuple[str, ...]:
     name = f"{each.name} of {each.of}" if each.of else each.name
     sure = "exact" if each.se == 0 else "not known" if math.isnan(each.se) else number(each.se, 2)
+    sure = "" if math.isnan(each.value) else sure
     cost = number(each.spent.cpu_seconds, 2)
     return name, amount(each.value, 5), sure, each.unit or "1", cost, each.how
 
@@ -153,8 +194,8 @@ def _traffic(name: str, moved: Traffic, roof: Roofline | None, at: int) -> Secti
         )  # fmt: skip
     rows = [
         (
-            each.name, str(each.calls), number(each.flops / 1e6, 4), number(each.moved / 1e6, 4),
-            number(each.intensity, 3), number(1e3 * each.seconds, 3), number(1e3 * each.floor, 3),
+            each.name, str(each.calls), number(each.flops / 1e6, 4) if each.flops else "0",
+            number(each.moved / 1e6, 4), number(each.intensity, 3) if each.flops else "0", number(1e3 * each.seconds, 3), number(1e3 * each.floor, 3),
         )
         for each in moved.operators[:OPERATORS]
     ]  # fmt: skip

@@ -48,6 +48,7 @@ class Table:
         rows: cells, all text.
         numeric: columns that are right-aligned.
         more: rows that are not shown.
+        folds: whether it scrolls within its own frame where it is long.
     """
 
     caption: str
@@ -55,6 +56,7 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     numeric: tuple[int, ...] = ()
     more: int = 0
+    folds: bool = True
     kind: str = field(default="table", init=False)
 
 

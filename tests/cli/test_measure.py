@@ -135,6 +135,16 @@ def test_what_cannot_be_measured_is_a_line(capsys):
     assert run(["measure", "nets.py:bare", "--what", "runtime"]) == 3
 
 
+def test_what_is_not_resolved_says_why(place, capsys):
+    assert run(["measure", "nets.py:wide", "--what", "flops,layer_traces,noise", "--report", "o.html"]) == 0
+    printed = capsys.readouterr().out
+    assert "noise_scale: not resolved: noise hides the gradient; 90% interval" in printed
+    page = (place / "o.html").read_text(encoding="utf-8")
+    assert "noise scale not resolved" in page
+    assert "flops_forward [FLOP/example]" in page  # a column; its layers are rows
+    assert "hessian_trace [nats]" in page
+
+
 def test_layers_are_printed_on_request(capsys):
     assert run(["measure", "nets.py:wide", "--what", "flops", "--layers"]) == 0
     assert "flops_forward [0]" in capsys.readouterr().out

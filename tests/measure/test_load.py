@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import replace
 
 import pytest
 
@@ -260,9 +261,13 @@ def test_an_encoder_is_measured_by_its_features(transformers, tmp_path):
         vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
         max_position_embeddings=64,
     )  # fmt: skip
-    folder = save(transformers.BertModel(config), tmp_path / "encoder")
+    folder = save(transformers.BertModel(config), tmp_path / "encoder" / "model")
     found = load(folder, Wanted(batch=3, length=12))
+    assert found.subject.name == "encoder/model"
     assert isinstance(found.subject.criterion, SquaredError)
+    told = measure(replace(found, costs_only=""), ["noise_scale", "effective_dimension"])
+    assert len(told.failed) == 2
+    assert all("every gradient is zero" in each.why for each in told.failed)
     with found.subject.measuring():
         assert float(found.subject.loss(found.subject.batches[0]).detach()) == pytest.approx(0.0, abs=1e-9)
     assert any("distance of the mean features" in note for note in found.notes)

@@ -308,7 +308,7 @@ def test_a_search_cut_short_says_how_far_off_it_may_be(monkeypatch):
     options, limits = a_ladder(7, 60, 4, 2)
     best = allocate(options, limits)
     monkeypatch.setattr(multiple_choice, "WIDTH", 1)
-    monkeypatch.setattr(multiple_choice, "STATES", 1)
+    monkeypatch.setattr(multiple_choice, "WIDEST", 1)
     short = allocate(options, limits)
     assert short.gap > 0
     assert short.loss - short.gap <= best.loss * (1 + 1e-12) <= short.loss * (1 + 1e-12)
