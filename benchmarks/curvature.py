@@ -14,9 +14,6 @@ differences of gradients. Errors of traces are against exact ones, root mean squ
 from __future__ import annotations
 
 import argparse
-import copy
-import importlib.util
-import itertools
 import math
 import os
 import statistics
@@ -29,184 +26,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.curvature_cases import (
+    PEERS,
+    backpack_traces,
+    classes,
+    convolutions,
+    curvlinops_product,
+    digits,
+    eigenthings_operator,
+    eigenthings_product,
+    gpt,
+    gradient,
+    have,
+    least,
+    mlp,
+)
+
 THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-PEERS = {
-    "curvlinops": "curvlinops", "hessian_eigenthings": "hessian-eigenthings", "backpack": "BackPACK", "pyhessian": "PyHessian",
-}  # fmt: skip
-STEPS = (150, 800)
-
-
-def have(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
-
-
-# -- what is measured --------------------------------------------------------------------------------------
-
-
-def mlp(*sizes: int, act: Any = None) -> Any:
-    from torch import nn
-
-    layers: list[Any] = []
-    for a, b in itertools.pairwise(sizes):
-        layers += [nn.Linear(a, b), (act or nn.ReLU)()]
-    return nn.Sequential(*layers[:-1])
-
-
-def convolutions() -> Any:
-    from torch import nn
-
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
-        nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10),
-    )  # fmt: skip
-
-
-def classes(net: Any, count: int, *shape: int, seed: int = 0) -> Any:
-    """A subject of random inputs and labels."""
-    import torch
-
-    from isoloss.measure.criteria import CrossEntropy
-    from isoloss.measure.subject import Subject
-
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(count, *shape, generator=generator)
-    y = torch.randint(0, 10, (count,), generator=generator)
-    return Subject(net.eval(), [(x, y)], CrossEntropy())
-
-
-def digits(sizes: tuple[int, ...] = (64, 128, 64, 10), epochs: int = 5) -> Any:
-    """An MLP trained on the digits of scikit-learn, with 1,437 of them."""
-    import torch
-    import torch.nn.functional as F
-    from sklearn.datasets import load_digits
-
-    from isoloss.measure.criteria import CrossEntropy
-    from isoloss.measure.subject import Subject
-
-    pixels, labels = load_digits(return_X_y=True)
-    x, y = torch.tensor(pixels[:1437] / 16).float(), torch.tensor(labels[:1437])
-    torch.manual_seed(0)
-    net = mlp(*sizes)
-    optimiser = torch.optim.Adam(net.parameters(), 3e-3)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(x)).split(64):
-            optimiser.zero_grad()
-            F.cross_entropy(net(x[rows]), y[rows]).backward()
-            optimiser.step()
-    return Subject(net.eval(), [(x, y)], CrossEntropy())
-
-
-def gpt(width: int, layers: int, windows: int, length: int, steps: int) -> Any:
-    """The project's GPT as ordinary modules, trained for some steps on the standard library's source."""
-    import torch
-    import torch.nn.functional as F
-
-    from isoloss.measure.criteria import CrossEntropy
-    from isoloss.measure.subject import Subject
-    from isoloss.trainers import gpt_modules, text
-    from isoloss.trainers.gpt_settings import Settings
-    from isoloss.trainers.transformer import GPT
-
-    settings = Settings.read(
-        {"width": width, "layers": layers, "tokens": 1024, "seq_len": length, "batch_tokens": 4 * length}
-    )
-    torch.manual_seed(0)
-    net = gpt_modules.of(GPT(settings), settings)
-    with torch.no_grad():
-        for p in net.parameters():
-            if not p.any():
-                p.normal_(0, 0.02)
-    corpus = torch.from_numpy(text.load("stdlib").training[: 1 << 22].copy())
-
-    def drawn(count: int) -> tuple[Any, Any]:
-        at = torch.randint(0, len(corpus) - length - 1, (count,))
-        rows = torch.stack([corpus[a : a + length + 1] for a in at]).long()
-        return rows[:, :-1], rows[:, 1:]
-
-    optimiser = torch.optim.AdamW(net.parameters(), 3e-3)
-    for _ in range(steps):
-        x, y = drawn(32)
-        optimiser.zero_grad()
-        F.cross_entropy(net(x).flatten(0, 1), y.flatten()).backward()
-        optimiser.step()
-    return Subject(net.eval(), [drawn(windows)], CrossEntropy())
-
-
-# -- timing ------------------------------------------------------------------------------------------------
-
-
-def least(tasks: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Least CPU seconds of each, in turns; NaN for a task that fails."""
-    best = dict.fromkeys(tasks, math.inf)
-    for _ in range(rounds):
-        for name, task in tasks.items():
-            if math.isnan(best[name]):
-                continue
-            began = time.process_time()
-            try:
-                task()
-            except Exception as error:
-                print(f"{name}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
-                best[name] = math.nan
-                continue
-            best[name] = min(best[name], time.process_time() - began)
-    return best
-
-
-def gradient(subject: Any) -> Callable[[], Any]:
-    import torch
-
-    held = list(subject.parameters().values())
-    return lambda: [torch.autograd.grad(subject.loss(batch), held) for batch in subject.batches]
+STEPS = 150  # of training the transformer
 
 
 # -- products ----------------------------------------------------------------------------------------------
-
-
-def curvlinops_product(subject: Any, kind: str = "Hessian") -> Callable[[Any], Any]:
-    import curvlinops
-    from torch import nn
-
-    names = {"Hessian": curvlinops.HessianLinearOperator, "GGN": curvlinops.GGNLinearOperator}
-    flat = Flat(subject.model) if subject.batches[0][1].ndim > 1 else subject.model
-    held = [p for p in flat.parameters() if p.requires_grad]
-    data = [(x, y.flatten()) for x, y in subject.batches]
-    operator = names[kind](
-        flat,
-        nn.CrossEntropyLoss(),
-        held,
-        data,
-        check_deterministic=False,
-        num_data=sum(len(y) for _, y in data),
-    )
-    return lambda v: operator @ v
-
-
-def eigenthings_product(subject: Any) -> Callable[[Any], Any]:
-    return eigenthings_operator(subject).matvec
-
-
-def eigenthings_operator(subject: Any) -> Any:
-    from hessian_eigenthings import HessianOperator
-
-    return HessianOperator(
-        subject.model, subject.batches, lambda model, batch: subject.criterion(model(batch[0]), batch[1])
-    )
-
-
-def Flat(model: Any) -> Any:
-    """Rows of logits from a model of sequences; curvlinops wants them so."""
-    from torch import nn
-
-    class Flattened(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = model
-
-        def forward(self, x: Any) -> Any:
-            return self.inner(x).flatten(0, -2)
-
-    return Flattened().eval()
 
 
 def product_costs(quick: bool) -> tuple[list[str], list[list[str]]]:
@@ -246,9 +86,9 @@ def product_costs(quick: bool) -> tuple[list[str], list[list[str]]]:
             if have("hessian_eigenthings"):
                 tasks["eigenthings"] = partial(eigenthings_product(subject), flat)
             with twice_differentiable():  # for the peers: fused attention has no second derivative
-                took = least(tasks, 5 if quick else 15)
-        unit = least({"gradient": gradient(subject)}, 5 if quick else 15)["gradient"]
-        unit = min(unit, took["gradient"])
+                took = least(tasks, 4 if quick else 9)
+        with subject.measuring():  # the unit has its fused parts on
+            unit = min(took["gradient"], least({"gradient": gradient(subject)}, 9)["gradient"])
         cells = [f"{took[key] / unit:.2f}" if key in took else "" for key in
                  ("Hessian", "graph", "anew", "curvlinops", "eigenthings", "G", "curvlinops G")]  # fmt: skip
         rows.append([name, *cells])
@@ -335,26 +175,6 @@ def _worst(found: dict[str, Any], true: dict[str, Any]) -> str:
 # -- traces per layer --------------------------------------------------------------------------------------
 
 
-def backpack_traces(subject: Any, samples: int | None) -> Callable[[], dict[str, float]]:
-    import backpack
-    from backpack import extensions
-    from torch import nn
-
-    model, loss = backpack.extend(copy.deepcopy(subject.model)), backpack.extend(nn.CrossEntropyLoss())
-    x, y = subject.batches[0]
-    what = extensions.DiagGGNExact() if samples is None else extensions.DiagGGNMC(mc_samples=samples)
-    kept = "diag_ggn_exact" if samples is None else "diag_ggn_mc"
-
-    def run() -> dict[str, float]:
-        for p in model.parameters():
-            p.grad = None
-        with backpack.backpack(what):
-            loss(model(x), y).backward()
-        return {name: float(getattr(p, kept).sum()) for name, p in model.named_parameters()}
-
-    return run
-
-
 def trace_table(quick: bool) -> tuple[list[str], list[list[str]]]:
     """One line per method and network: cost, error of the total and of the worst tensor."""
     import torch
@@ -370,7 +190,7 @@ def trace_table(quick: bool) -> tuple[list[str], list[list[str]]]:
         "3 convolutions, 128 examples": classes(convolutions(), 128, 3, 32, 32),
     }
     rows = []
-    seeds = 6 if quick else 20
+    seeds = 6 if quick else 12
     for name, subject in list(subjects.items())[: 1 if quick else None]:
         exact = layer_traces(subject)
         assert exact.how.startswith("exact")
@@ -384,17 +204,17 @@ def trace_table(quick: bool) -> tuple[list[str], list[list[str]]]:
             v = signs(h.like, generator)
             tasks["product"] = lambda h=h, v=v: h(v)
             forms = []
-            for _ in range(30 if quick else 100):
+            for _ in range(30 if quick else 60):
                 v = signs(h.like, generator)
                 hv = h(v)
                 forms.append({key: float((v[key] * hv[key]).sum()) for key in v})
-            took = least(tasks, 3 if quick else 9)
+            took = least(tasks, 3 if quick else 6)
         if have("backpack"):
             peers = {
                 "BackPACK, exact": backpack_traces(subject, None),
                 "BackPACK, one sample": backpack_traces(subject, 1),
             }
-            took |= least(peers, 3 if quick else 9)
+            took |= least(peers, 3 if quick else 6)
         drawn = {"isoloss, one draw": [gauss_newton_traces(subject, 1, seed).values for seed in range(seeds)]}
         same = {"isoloss, exact": [exact.values]}
         if have("backpack"):
@@ -405,7 +225,7 @@ def trace_table(quick: bool) -> tuple[list[str], list[list[str]]]:
             rows.append([name, method, f"{took[method] / took['gradient']:.2f}", total, worst])
         spread = {
             key: statistics.stdev(form[key] for form in forms) / abs(exact.values[key])
-            for key in exact.values
+            for key in _large(exact.values)
         }
         need = math.ceil((max(spread.values()) / 0.05) ** 2)
         cost = need * took["product"] / took["gradient"]
@@ -413,13 +233,26 @@ def trace_table(quick: bool) -> tuple[list[str], list[list[str]]]:
         rows[-1][3] = (
             f"{100 * statistics.stdev(sum(form.values()) for form in forms) / exact.total / math.sqrt(need):.1f} %"
         )
-    return ["traces per layer", "method", "cost [gradients]", "error, total", "error, worst tensor"], rows
+    return [
+        "traces per layer",
+        "method",
+        "cost [gradients]",
+        "error, total",
+        "error, worst tensor of 1 % or more",
+    ], rows
+
+
+def _large(traces: dict[str, float]) -> list[str]:
+    """Tensors with 1 % of the total or more."""
+    return [key for key, value in traces.items() if value >= 0.01 * sum(traces.values())]
 
 
 def _errors(found: list[dict[str, float]], true: dict[str, float]) -> tuple[str, str]:
     total = sum(true.values())
     whole = math.sqrt(statistics.fmean((sum(one.values()) / total - 1) ** 2 for one in found))
-    each = max(math.sqrt(statistics.fmean((one[key] / true[key] - 1) ** 2 for one in found)) for key in true)
+    each = max(
+        math.sqrt(statistics.fmean((one[key] / true[key] - 1) ** 2 for one in found)) for key in _large(true)
+    )
     return tuple(f"{100 * e:.1f} %" if e > 1e-4 else f"{e:.0e}" for e in (whole, each))  # type: ignore[return-value]
 
 
@@ -435,39 +268,64 @@ def transformer_traces(quick: bool) -> tuple[list[str], list[list[str]]]:
     from isoloss.measure.products import hessian
 
     rows = []
-    repeats = 4 if quick else 16
-    for steps in STEPS[:1] if quick else STEPS:
-        subject = gpt(64, 2, 32, 64, steps)
-        generator = torch.Generator().manual_seed(0)
-        with hessian(subject) as h:
+    subject = gpt(64, 2, 32, 64, STEPS)
+    generator = torch.Generator().manual_seed(0)
+    hessian_trace(subject, 0.5)  # what is imported at the first use is no cost of it
+    unit = least({"gradient": gradient(subject)}, 9)["gradient"]
+    began, forms = time.process_time(), []
+    with hessian(subject) as h:
+        for _ in range(30 if quick else 100):
             v = signs(h.like, generator)
-            took = least({"gradient": gradient(subject), "product": lambda h=h, v=v: h(v)}, 15)
-            forms = []
-            for _ in range(60 if quick else 300):
-                v = signs(h.like, generator)
-                forms.append(dot(v, h(v)))
-        unit = took["gradient"]
-        for accuracy in (0.01,) if quick else (0.01, 0.005):
-            found, cost = [], []
-            for seed in range(repeats):
-                began = time.process_time()
-                found.append(hessian_trace(subject, accuracy, seed=1000 * seed))
-                cost.append((time.process_time() - began) / unit)
-            # The truth is not known: two means that do not share random vectors stand for it.
-            best = statistics.fmean(one.value for one in found)
-            error = statistics.stdev(one.value for one in found)
-            claimed = math.sqrt(statistics.fmean(one.se**2 for one in found))
-            plain = (statistics.stdev(forms) / claimed) ** 2 * took["product"] / unit
-            gap = (best - statistics.fmean(forms)) / math.hypot(
-                error / math.sqrt(repeats), statistics.stdev(forms) / math.sqrt(len(forms))
-            )
-            rows.append(
-                [f"GPT after {steps} steps, {100 * accuracy:g} %", f"{best:.1f}", f"{claimed:.2f}", f"{error:.2f}", f"{gap:+.1f}",
-                 f"{statistics.median(cost):.0f}", f"{plain:.0f}", f"{statistics.median(cost) / plain:.2f}"]
-            )  # fmt: skip
+            forms.append(dot(v, h(v)))
+    product = (time.process_time() - began) / len(forms) / unit
+    for accuracy, repeats in ((0.01, 4),) if quick else ((0.01, 8), (0.005, 4)):
+        found, cost = [], []
+        for seed in range(repeats):
+            began = time.process_time()
+            found.append(hessian_trace(subject, accuracy, seed=1000 * seed))
+            cost.append((time.process_time() - began) / unit)
+        # The truth is not known: two means that do not share random vectors stand for it.
+        best = statistics.fmean(one.value for one in found)
+        error = statistics.stdev(one.value for one in found)
+        claimed = math.sqrt(statistics.fmean(one.se**2 for one in found))
+        plain = (statistics.stdev(forms) / claimed) ** 2 * product
+        gap = (best - statistics.fmean(forms)) / math.hypot(
+            error / math.sqrt(repeats), statistics.stdev(forms) / math.sqrt(len(forms))
+        )
+        rows.append(
+            [f"GPT after {STEPS} steps, {100 * accuracy:g} %", f"{best:.1f}", f"{claimed:.2f}", f"{error:.2f}", f"{gap:+.1f}",
+             f"{statistics.fmean(cost):.0f}", f"{plain:.0f}", f"{statistics.fmean(cost) / plain:.2f}"]
+        )  # fmt: skip
     head = ["trace of the Hessian", "value", "its standard error", "scatter of repeats", "from Hutchinson's mean [s.e.]",
             "cost [gradients]", "Hutchinson at that error", "ratio"]  # fmt: skip
     return head, rows
+
+
+def sketches(quick: bool) -> tuple[list[str], list[list[str]]]:
+    """Errors of three estimators at the same number of products, on a Hessian that is known densely."""
+    from isoloss.measure.estimates import hutch_plus_plus, hutchinson, xtrace
+    from isoloss.measure.products import hessian
+
+    subject = digits((64, 16, 10), 8)
+    methods = {
+        "Hutchinson": lambda h, m, seed: hutchinson(h, 1e-9, m, seed),
+        "Hutch++": hutch_plus_plus,
+        "XTrace": xtrace,
+    }
+    counts = (12, 36, 96)
+    seeds = 6 if quick else 24
+    rows = []
+    with hessian(subject) as h:
+        true = float(h.dense().double().trace())
+        for name, method in methods.items():
+            cells = []
+            for count in counts:
+                found = [method(h, count, seed) for seed in range(seeds)]
+                error = math.sqrt(statistics.fmean((one.value / true - 1) ** 2 for one in found))
+                claimed = math.sqrt(statistics.fmean(one.se**2 for one in found)) / true
+                cells.append(f"{100 * error:.2f} % (claimed {100 * claimed:.2f} %)")
+            rows.append([name, *cells])
+    return [f"trace of a Hessian of {h.size:,} parameters", *(f"{count} products" for count in counts)], rows
 
 
 def stops(quick: bool) -> list[str]:
@@ -481,7 +339,7 @@ def stops(quick: bool) -> list[str]:
 
     subject = digits()
     true = layer_traces(subject).total
-    repeats = 10 if quick else 40
+    repeats = 6 if quick else 12
     said = []
     with hessian(subject) as h:
         found = [hutchinson(h, 0.05, seed=seed) for seed in range(repeats)]
@@ -595,7 +453,7 @@ def measure(quick: bool) -> str:
     torch.set_num_threads(1)
     with quiet():
         tables = [
-            product_costs(quick), product_errors(), trace_table(quick), transformer_traces(quick), eigenvalue_table(),
+            product_errors(), product_costs(quick), trace_table(quick), transformer_traces(quick), sketches(quick), eigenvalue_table(),
         ]  # fmt: skip
         said = stops(quick)
     lines = [page.table(head, rows, range(1, len(head))) for head, rows in tables]

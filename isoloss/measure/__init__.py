@@ -24,15 +24,32 @@ PROBES: dict[str, str] = {
     "latency": "latency:probe",
     "runtime": "runtime:probe",
     "energy": "energy:probe",
+    "trace": "hessian_trace:probe",
+    "layer_traces": "traces:probe",
+    "activation_traces": "activations:probe",
+    "eigenvalues": "eigen:probe",
+    "block_eigenvalues": "eigen:blocks_probe",
+    "density": "density:probe",
+    "fisher": "fisher:probe",
     "effective_dimension": "woodbury:probe",
     "noise_scale": "noise:probe",
+    "noise_scale_curved": "noise:probe_curved",
 }
 """Name -> ``module:function`` below ``isoloss.measure``."""
 
 WHAT: dict[str, tuple[str, ...]] = {
     "costs": ("params", "flops", "memory", "traffic", "latency", "runtime", "energy"),
-    "curvature": ("effective_dimension",),
-    "noise": ("noise_scale",),
+    "curvature": (
+        "trace",
+        "layer_traces",
+        "activation_traces",
+        "eigenvalues",
+        "block_eigenvalues",
+        "density",
+        "fisher",
+        "effective_dimension",
+    ),
+    "noise": ("noise_scale", "noise_scale_curved"),
 }
 """What ``isoloss measure --what`` names -> the probes it runs, in order."""
 

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from isoloss.measure.eigen import fits
 from isoloss.measure.measurement import Measurement, timed
-from isoloss.measure.products import Product, gradient_seconds, hessian
+from isoloss.measure.products import Product, gradient_seconds, hessian, switched
 from isoloss.measure.subject import Subject
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -52,9 +53,19 @@ class Density:
         return value / self.size, se / self.size
 
     def below(self, at: float) -> tuple[float, float]:
-        """Share of the eigenvalues below a value, and its standard error; within the weight of a node of it."""
-        value, se = self.trace(lambda t: (t < at).astype(np.float64))
-        return value / self.size, se / self.size
+        """Share of the eigenvalues below a value, and its error.
+
+        Of what a start sees, a quadrature gives the share below a value up to the weights of the nodes on both
+        sides of it (the inequalities of Chebyshev, Markov and Stieltjes). The error is the scatter over the starts
+        together with the mean of the larger of these two: where a single node holds the many eigenvalues near 0,
+        the share below 0 is not resolved, and its error says so.
+        """
+        share, scatter = self.trace(lambda t: (t < at).astype(np.float64))
+        beside = []
+        for nodes, weights in zip(self.nodes, self.weights, strict=True):
+            k = int(np.searchsorted(nodes, at))
+            beside.append(float(weights[max(k - 1, 0) : k + 1].max()))
+        return share / self.size, math.hypot(scatter / self.size, float(np.mean(beside)))
 
     def smoothed(self, grid: Array, width: float) -> tuple[Array, Array]:
         """The density on a grid, every node a Gaussian of that standard deviation, and its standard error.
@@ -84,6 +95,7 @@ def spectral_density(product: Product, steps: int = 60, starts: int = 4, seed: i
 
     Raises:
         ValueError: fewer than one step or start.
+        NoAnswer: the vectors would take more than :data:`isoloss.measure.eigen.ROOM` bytes.
 
     Example:
         >>> diagonal = torch.tensor([1.0, 1.0, 2.0, 5.0]).double()
@@ -96,6 +108,8 @@ def spectral_density(product: Product, steps: int = 60, starts: int = 4, seed: i
     """
     if steps < 1 or starts < 1:
         raise ValueError(f"needed at least one step and one start, got {steps} and {starts}")
+    double = next(iter(product.like.values())).dtype == torch.float64
+    fits(min(steps, product.size), product.size, 8 if double else 4)
     generator = torch.Generator().manual_seed(seed)
     nodes, weights, made = [], [], 0
     for _ in range(starts):
@@ -141,20 +155,23 @@ def _mean(values: list[float]) -> tuple[float, float]:
 
 
 def probe(subject: Subject, steps: int = 60, starts: int = 4, seed: int = 0) -> list[Measurement]:
-    """:func:`spectral_density` of the Hessian in four numbers: its ends, its width, the share below 0."""
+    """:func:`spectral_density` of the Hessian in five numbers.
+
+    Its ends, from within; its Frobenius norm; the sum of its negative eigenvalues; their share.
+    """
     with timed() as watch, hessian(subject) as product:
         found = spectral_density(product, steps, starts, seed)
     spent = watch.spent(gradient_seconds(subject))
-    how = f"Lanczos with all vectors kept orthogonal, {starts} starts, {found.products} products, attention in its math form"
+    how = f"Lanczos with all vectors kept orthogonal, {starts} starts, {found.products} products{switched(subject)}"
     low, high = found.ends
     square, square_se = found.trace(np.square)
     norm = math.sqrt(square)
-    negative, negative_se = found.below(0.0)
-    return [
-        Measurement("spectrum_low", low, math.nan, "nats", how=how, spent=spent),
-        Measurement("spectrum_high", high, math.nan, "nats", how=how, spent=spent),
-        Measurement(
-            "hessian_norm", norm, square_se / (2 * norm) if norm else 0.0, "nats", how=how, spent=spent
-        ),
-        Measurement("negative_share", negative, negative_se, "share", how=how, spent=spent),
-    ]
+    negative, negative_se = found.trace(lambda t: np.minimum(t, 0.0))
+    rows = (
+        ("spectrum_low", low, math.nan, "nats"),
+        ("spectrum_high", high, math.nan, "nats"),
+        ("hessian_norm", norm, square_se / (2 * norm) if norm else 0.0, "nats"),
+        ("negative_trace", negative, negative_se, "nats"),
+        ("negative_share", *found.below(0.0), "share"),
+    )
+    return [Measurement(name, value, se, unit, how=how, spent=spent) for name, value, se, unit in rows]

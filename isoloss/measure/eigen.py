@@ -18,14 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from isoloss.errors import NoAnswer
 from isoloss.measure.measurement import Measurement, Spent, timed
-from isoloss.measure.products import Product, gauss_newton, gradient_seconds, hessian
+from isoloss.measure.products import Product, gauss_newton, gradient_seconds, hessian, switched
 from isoloss.measure.subject import Subject
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 KINDS = {"hessian": hessian, "gauss_newton": gauss_newton}
 ENDS = {"largest": "LA", "smallest": "SA", "magnitude": "LM"}
+ROOM = 4 << 30  # bytes of the vectors that Lanczos keeps
+FEW, SPARE = 8, 6  # vectors kept at the least, and besides two for every eigenvalue
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +40,7 @@ class Eigenpairs:
         vectors: (size, k), unit columns over the flat parameters.
         residuals: (k,), norms of A v - value v.
         products: that were made.
-        converged: whether each residual is within the tolerance of the largest absolute value found.
+        converged: whether each residual is within the tolerance (and rounding) times the largest absolute value found.
     """
 
     values: Array
@@ -67,6 +70,7 @@ def top_eigenpairs(
 
     Raises:
         ValueError: an end of another name; fewer than one or more eigenvalues than rows.
+        NoAnswer: the vectors that Lanczos keeps, 8 to 2 ``count`` + 6, would take more than :data:`ROOM`.
 
     Example:
         >>> diagonal = torch.tensor([1.0, -7.0, 2.0, 5.0, 0.0, 0.5])
@@ -79,6 +83,8 @@ def top_eigenpairs(
         raise ValueError(f"no end of a spectrum named {end!r}. There are: {', '.join(ENDS)}")
     if not 1 <= count <= product.size:
         raise ValueError(f"needed from 1 to {product.size} eigenvalues, got {count}")
+    kept = _kept(product.size, count)
+    fits(kept, product.size, 8)
     made = 0
 
     def times(v: Array) -> Array:
@@ -94,7 +100,8 @@ def top_eigenpairs(
     values, vectors = values[order], vectors[:, order]
     residuals = np.array([np.linalg.norm(times(v) - x * v) for x, v in zip(values, vectors.T, strict=True)])
     scale = float(np.abs(values).max()) if len(values) else 0.0
-    good = len(values) == count and bool((residuals <= 10 * tolerance * scale + 1e-300).all())
+    rounding = 100 * torch.finfo(next(iter(product.like.values())).dtype).eps
+    good = len(values) == count and bool((residuals <= max(tolerance, rounding) * scale).all())
     return Eigenpairs(values, vectors, residuals, made, good)
 
 
@@ -102,7 +109,7 @@ def _solve(
     times: Callable[[Array], Array], size: int, count: int, end: str, tolerance: float, most: int, seed: int
 ) -> tuple[Array, Array]:
     """ARPACK; the dense matrix where so many eigenvalues are wanted that it would have no room."""
-    room = min(size, max(2 * count + 1, 20))
+    room = _kept(size, count)
     if room <= count + 1:
         dense = np.stack([times(row) for row in np.eye(size)], axis=1)
         values, vectors = np.linalg.eigh((dense + dense.T) / 2)
@@ -123,6 +130,23 @@ def _solve(
             raise
         found = np.zeros(count), np.eye(size, count)  # the zero matrix leaves ARPACK without a vector
     return found
+
+
+def _kept(size: int, count: int) -> int:
+    return min(size, max(2 * count + SPARE, FEW))
+
+
+def fits(vectors: int, size: int, width: int, room: int = ROOM) -> None:
+    """Refuse to keep so many vectors of so many numbers of ``width`` bytes.
+
+    Raises:
+        NoAnswer: they take more than ``room`` bytes.
+    """
+    if vectors * size * width > room:
+        raise NoAnswer(
+            f"Lanczos keeps {vectors} vectors of {size:,} numbers, {vectors * size * width / 1e9:.3g} GB",
+            f"at most {room / 1e9:.3g} GB: blocks of the matrix (only=), or fewer vectors",
+        )
 
 
 def _order(values: Array, end: str) -> Array:
@@ -176,27 +200,30 @@ def block_eigenvalues(
 
 
 def probe(subject: Subject, count: int = 5, seed: int = 0) -> list[Measurement]:
-    """:func:`top_eigenpairs` of the Hessian as measurements, named by rank."""
+    """The Hessian's eigenvalues of largest magnitude, by rank: ``hessian_eigenvalue_1``, ``_2`` and so on."""
     with timed() as watch, hessian(subject) as product:
         found = top_eigenpairs(product, min(count, product.size), seed=seed)
-    spent = watch.spent(gradient_seconds(subject))
-    return [_measured("hessian_eigenvalue", f"#{i + 1}", found, i, spent) for i in range(len(found.values))]
+    spent, how = watch.spent(gradient_seconds(subject)), switched(subject)
+    return [
+        _measured(f"hessian_eigenvalue_{i + 1}", "", found, i, how, spent) for i in range(len(found.values))
+    ]
 
 
 def blocks_probe(subject: Subject, seed: int = 0) -> list[Measurement]:
     """:func:`block_eigenvalues` of the Hessian as measurements, one for every layer."""
     with timed() as watch:
         found = block_eigenvalues(subject, seed=seed)
-    spent = watch.spent(gradient_seconds(subject))
+    spent, how = watch.spent(gradient_seconds(subject)), switched(subject)
     return [
-        _measured("block_eigenvalue", name, pairs, 0, spent)
+        _measured("block_eigenvalue", name, pairs, 0, how, spent)
         for name, pairs in found.items()
         if len(pairs.values)
     ]
 
 
-def _measured(name: str, of: str, pairs: Eigenpairs, i: int, spent: Spent) -> Measurement:
-    how = f"Lanczos, {pairs.products} products, residual {pairs.residuals[i]:.2g}, attention in its math form"
+def _measured(name: str, of: str, pairs: Eigenpairs, i: int, changed: str, spent: Spent) -> Measurement:
+    """Its standard error is the residual, within which an eigenvalue lies for certain."""
+    how = f"Lanczos, {pairs.products} products, within the residual for certain{changed}"
     if not pairs.converged:
         how += "; not converged"
-    return Measurement(name, float(pairs.values[i]), 0.0, "nats", of, how, spent)
+    return Measurement(name, float(pairs.values[i]), float(pairs.residuals[i]), "nats", of, how, spent)

@@ -47,11 +47,25 @@ class Trace:
 
 
 def signs(like: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-    """Random signs of the parameters' shapes."""
+    """Random signs of the parameters' shapes, eight from a byte: numbers drawn one by one would take their time."""
+    count = sum(p.numel() for p in like.values())
+    packed = torch.randint(0, 256, (-(-count // 8), 1), generator=generator, dtype=torch.uint8)
+    bits = ((packed >> torch.arange(8, dtype=torch.uint8)) & 1).view(-1)[:count]
+    parts = torch.split(bits, [p.numel() for p in like.values()])
     return {
-        name: (torch.randint(0, 2, p.shape, generator=generator, dtype=torch.int8) * 2 - 1).to(p)
-        for name, p in like.items()
+        name: part.view(p.shape).to(p).mul_(2).sub_(1)
+        for (name, p), part in zip(like.items(), parts, strict=True)
     }
+
+
+def drawn(count: int) -> str:
+    """How many random signs, in words.
+
+    Example:
+        >>> drawn(1), drawn(4)
+        ('1 random sign', '4 random signs')
+    """
+    return f"{count} random sign{'s' if count > 1 else ''}"
 
 
 def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:

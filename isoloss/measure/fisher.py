@@ -13,13 +13,16 @@ Sources: Amari 1998 (Fisher); Kirkpatrick et al. 2017, arXiv:1612.00796 (its dia
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from isoloss.measure import ghost
+from isoloss.measure.estimates import drawn
 from isoloss.measure.measurement import Measurement, timed
 from isoloss.measure.products import gradient_seconds, known_criterion, weights
 from isoloss.measure.subject import Subject, chunks
@@ -35,11 +38,13 @@ class DiagonalFisher:
     Attributes:
         values: name -> diagonal.
         errors: name -> standard error of every entry over the draws; 0 where exact, NaN for one draw.
+        means: name -> mean over the tensor's entries, and its standard error.
         how: the kind in a few words.
     """
 
     values: Mapping[str, Tensor]
     errors: Mapping[str, Tensor]
+    means: Mapping[str, tuple[float, float]]
     how: str
 
 
@@ -68,10 +73,7 @@ def diagonal_fisher(subject: Subject, kind: str = "sampled", draws: int = 4, see
     if draws < 1:
         raise ValueError(f"needed at least one draw, got {draws}")
     like = subject.parameters()
-    drawn = draws if kind == "sampled" else 1
-    sums = [
-        {name: torch.zeros_like(p, dtype=torch.float64) for name, p in like.items()} for _ in range(drawn)
-    ]
+    sums = {name: _Sums(torch.zeros_like(p, dtype=torch.float64)) for name, p in like.items()}
     criterion = known_criterion(subject)
     seen = ghost.verify(subject)
     each = max(sum(p.numel() for p in like.values()), seen.numbers // ghost.TRIED)
@@ -87,26 +89,58 @@ def diagonal_fisher(subject: Subject, kind: str = "sampled", draws: int = 4, see
                     pulled = list(_pulled(subject, z.detach(), batch[1], count, kind, draws, generator))
                 for i, cotangent in enumerate(pulled):
                     found = ghost.pieces(tape, z, cotangent, keep=i < len(pulled) - 1)
-                    into = sums[i if kind == "sampled" else 0]
                     with torch.no_grad():
                         for name, parts in found.items():
-                            into[name] += scale * _squares(parts, like[name].shape).double()
-    stacked = {name: torch.stack([one[name] for one in sums]) for name in like}
-    values = {name: each.mean(0) for name, each in stacked.items()}
-    errors = (
-        {
-            name: torch.zeros_like(each[0]) if kind != "sampled" else each.std(0, unbiased=True) / draws**0.5
-            for name, each in stacked.items()
-        }
-        if drawn > 1 or kind != "sampled"
-        else {name: torch.full_like(each[0], torch.nan) for name, each in stacked.items()}
-    )
+                            sums[name].add(scale * _squares(parts, like[name].shape).double())
+                for one in sums.values():
+                    one.close(draws if kind == "sampled" else 0)
     how = {
         "exact": "exact, one pass per column",
-        "sampled": f"{draws} random signs a column",
+        "sampled": f"{drawn(draws)} a column",
         "empirical": "at the data's labels",
     }
-    return DiagonalFisher(values, errors, how[kind])
+    return DiagonalFisher(
+        {name: one.value for name, one in sums.items()},
+        {name: one.variance.sqrt() for name, one in sums.items()},
+        {name: (float(one.value.mean()), math.sqrt(one.of_mean)) for name, one in sums.items()},
+        how[kind],
+    )
+
+
+@dataclass
+class _Sums:
+    """A tensor's diagonal. The draws of every piece of the data are of their own, so that their variances add."""
+
+    value: Tensor
+    variance: Tensor = field(init=False)
+    of_mean: float = 0.0
+    first: Tensor | None = None  # of the piece in hand: sum over draws, and of squares
+    second: Tensor | None = None
+    means: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.variance = torch.zeros_like(self.value)
+
+    def add(self, squares: Tensor) -> None:
+        """One pass over a piece."""
+        if self.first is None or self.second is None:
+            self.first, self.second = torch.zeros_like(self.value), torch.zeros_like(self.value)
+        self.first += squares
+        self.second += squares.square()
+        self.means.append(float(squares.mean()))
+
+    def close(self, draws: int) -> None:
+        """A piece is done; ``draws`` = 0: its passes add up and are exact."""
+        if self.first is not None and self.second is not None:
+            self.value += self.first / max(draws, 1)
+            if draws == 1:
+                self.variance += torch.nan
+                self.of_mean = math.nan
+            elif draws:
+                spread = (self.second - self.first.square() / draws).clamp_min(0)
+                self.variance += spread / (draws - 1) / draws
+                self.of_mean += statistics.variance(self.means) / draws
+        self.first, self.second, self.means = None, None, []
 
 
 def _pulled(
@@ -170,15 +204,6 @@ def probe(subject: Subject, draws: int = 4, seed: int = 0) -> list[Measurement]:
         found = diagonal_fisher(subject, "sampled", max(draws, 2), seed)
     spent = watch.spent(gradient_seconds(subject))
     return [
-        # Entries of one tensor share their draws: the errors are added as if they moved together.
-        Measurement(
-            "diagonal_fisher",
-            float(value.mean()),
-            float(found.errors[name].mean()),
-            "nats",
-            name,
-            found.how,
-            spent,
-        )
-        for name, value in found.values.items()
+        Measurement("diagonal_fisher", mean, se, "nats", name, found.how, spent)
+        for name, (mean, se) in found.means.items()
     ]

@@ -9,8 +9,11 @@ Hutchinson's estimate averages :math:`v^T H v` over random signs v, each a Hessi
   :math:`v^T R v \approx \frac{2}{\varepsilon^2}\big(\langle u, z(\theta + \varepsilon v) - z(\theta)\rangle
   - \varepsilon \nabla L \cdot v\big)`: one forward pass. What is cut off is odd in v to first order and averages
   out; what is left of it is measured.
+- Where the network is smooth the same forward pass gives :math:`v^T H v` too, from the loss in place of u. Where the
+  draws for G cost more than they save, that alone is averaged.
 - On a few of the random vectors the exact product is made too, and the mean difference corrects the others (two
   levels).
+- Every piece of the data has random vectors of its own (:mod:`isoloss.measure.pieces`).
 - Where the network has kinks, differences see those that they cross and the product does not, rarely and much: so
   there products are made for all random vectors. If it is piecewise linear, the trace of R is 0 and no product is
   needed at all.
@@ -23,22 +26,26 @@ Sources: Hutchinson 1990; Giles 2008 (levels); Schraudolph 2002 (Gauss-Newton).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from isoloss.measure.criteria import Criterion
-from isoloss.measure.estimates import dot, mean_and_se, scatter_at_most, signs
+from isoloss.measure.estimates import dot, drawn, mean_and_se, scatter_at_most, signs
 from isoloss.measure.linearity import kinked
 from isoloss.measure.measurement import Measurement, timed
-from isoloss.measure.products import Product, gradient_seconds, hessian, rest, weights
+from isoloss.measure.pieces import Piece, in_pieces, split
+from isoloss.measure.products import gradient_seconds, hessian, rest, switched, weights
 from isoloss.measure.subject import Subject, resized
 from isoloss.measure.traces import Traces, gauss_newton_traces, not_gauss_newton, pooled
 
 PILOT = 4  # random vectors with both forms before anything is concluded
+CHOICE = 6  # vectors on which it is chosen what to sample
 FORMS = 12  # forms by a forward pass before anything is concluded
+FREEDOM = 15  # degrees of freedom of the scatter of draws for G, at the least
 STEP = 5e-3  # of the root mean square of the parameters
 # Nominal costs in gradients: a product, a forward pass, a pass of Gauss-Newton traces. They decide how often each
 # is drawn; fixed, so that the same seed gives the same result.
@@ -93,14 +100,28 @@ def hessian_trace(
     known = None
     if isinstance(subject.criterion, Criterion):
         try:
-            known = gauss_newton_traces(subject, 2, seed)
+            # At least so many that their scatter is known: a few signs may agree by luck.
+            known = gauss_newton_traces(subject, 1 + max(1, -(-FREEDOM // subject.examples)), seed)
         except TypeError:
             known = None
     if known is not None and not_gauss_newton(subject) is None:
         return _spend(subject, None, known, accuracy, most, seed)
-    with (hessian if known is None else rest)(subject) as product:
-        levels = _Levels(subject, product, known is not None, seed + 1)
+    cut = known is not None  # layers are known to keep examples apart
+    forms: list[tuple[_Form, float]] = []
+    if not _kink(subject, outputs=cut):
+        step = _step(subject)
+        forms = [(_Form(part, step), share) for part, share in split(subject, cut)]
+        if known is not None and _whole_is_cheaper(forms, known, seed + 2):
+            known = None
+    with in_pieces(subject, hessian if known is None else rest, cut) as pieces:
+        levels = _Levels(pieces, [form for form, _ in forms], known is None, seed + 1)
         return _spend(subject, levels, known, accuracy, most, seed)
+
+
+def _kink(subject: Subject, outputs: bool) -> str | None:
+    two = resized(subject.batches[0], 2)
+    with subject.measuring(), torch.enable_grad():
+        return kinked(subject.predict(two[0]) if outputs else subject.loss(two))
 
 
 def _spend(
@@ -114,7 +135,7 @@ def _spend(
             cost += levels.cost
         if known is not None:
             value += known.total
-            se, bound = math.hypot(se, known.total_error), math.hypot(bound, known.total_error)
+            se, bound = math.hypot(se, known.total_error), math.hypot(bound, known.margin * known.total_error)
             cost += KNOWN * known.draws
         goal = accuracy * abs(value)
         if bound <= goal or cost >= most:
@@ -128,7 +149,7 @@ def _spend(
                 cost,
                 bound <= goal,
             )
-        scatter = 0.0 if known is None else known.total_error * math.sqrt(known.draws)
+        scatter = 0.0 if known is None else known.margin * known.total_error * math.sqrt(known.draws)
         counts = _plan([*(levels.scatters if levels is not None else ()), (scatter, KNOWN)], goal)
         draws = counts.pop()
         if levels is not None:
@@ -149,24 +170,20 @@ def _plan(scatters: Sequence[tuple[float, float]], goal: float) -> list[int]:
 
 
 class _Levels:
-    """Quadratic forms with random signs: exact ones, ones by a forward pass, and both on some vectors."""
+    """Quadratic forms with random signs of their own for every piece: exact ones, ones by a forward pass, and both."""
 
-    def __init__(self, subject: Subject, product: Product, outputs: bool, seed: int) -> None:
-        self._product = product
+    def __init__(self, pieces: Sequence[Piece], forms: Sequence[_Form], whole: bool, seed: int) -> None:
+        self._pieces, self._forms, self._whole = pieces, forms, whole
         self._generator = torch.Generator().manual_seed(seed)
-        two = resized(subject.batches[0], 2)
-        with subject.measuring(), torch.enable_grad():
-            kink = kinked(subject.predict(two[0]) if outputs else subject.loss(two))
-        self._form = None if kink is not None else _by_outputs(subject) if outputs else _by_loss(subject)
         self._exact: list[float] = []
         self._both: list[float] = []  # the cheap form on the vectors of the exact ones
         self._cheap: list[float] = []
         for _ in range(PILOT):
             self._one(exact=True)
-        if self._form is not None and _sd(self._corrections()) > WORTH**0.5 * _sd(self._exact):
-            self._form = None
+        if self._forms and _sd(self._corrections()) > WORTH**0.5 * _sd(self._exact):
+            self._forms = []
         for _ in range(FORMS - PILOT):
-            self._one(exact=self._form is None)
+            self._one(exact=not self._forms)
 
     @property
     def products(self) -> int:
@@ -181,18 +198,24 @@ class _Levels:
         return PRODUCT * self.products + FORWARD * self.forwards
 
     def _one(self, exact: bool) -> None:
-        v = signs(self._product.like, self._generator)
+        product = form = 0.0
+        for i, piece in enumerate(self._pieces):
+            v = signs(piece.product.like, self._generator)
+            if exact:
+                product += piece.share * dot(v, piece.product(v))
+            if self._forms:
+                form += piece.share * self._forms[i](v, self._whole)[0]
         if exact:
-            self._exact.append(dot(v, self._product(v)))
-        if self._form is not None:
-            (self._both if exact else self._cheap).append(self._form(v))
+            self._exact.append(product)
+        if self._forms:
+            (self._both if exact else self._cheap).append(form)
 
     def _corrections(self) -> list[float]:
         return [a - b for a, b in zip(self._exact, self._both, strict=True)]
 
     def _series(self) -> list[list[float]]:
         """What is averaged, to be added: exact forms; or what they add to the cheap ones, and those."""
-        if self._form is None:
+        if not self._forms:
             return [self._exact]
         return [self._corrections(), [*self._both, *self._cheap]]
 
@@ -202,12 +225,18 @@ class _Levels:
         bounds = [
             s / math.sqrt(len(series)) for (s, _), series in zip(self.scatters, self._series(), strict=True)
         ]
-        return sum(mean for mean, _ in parts), math.hypot(*(se for _, se in parts)), math.hypot(*bounds)
+        square = sum(se**2 for _, se in parts)
+        # Corrections and cheap forms share their first vectors.
+        together = (
+            0.0 if not self._forms else 2 * _covariance(self._corrections(), self._both) / self.forwards
+        )
+        se = math.sqrt(max(square + together, 0.0))
+        return sum(mean for mean, _ in parts), se, math.sqrt(sum(b**2 for b in bounds) + max(together, 0.0))
 
     @property
     def scatters(self) -> list[tuple[float, float]]:
         """Upper bounds of the standard deviations of what is averaged, with the costs of one."""
-        costs = [PRODUCT] if self._form is None else [PRODUCT + FORWARD, FORWARD]
+        costs = [PRODUCT] if not self._forms else [PRODUCT + FORWARD, FORWARD]
         return [
             (scatter_at_most(_sd(series), len(series)), cost)
             for series, cost in zip(self._series(), costs, strict=True)
@@ -216,10 +245,10 @@ class _Levels:
     def draw(self, counts: Sequence[int], room: float) -> float:
         """Up to so many of each, at most as many again as there are, within a cost; one at least. What it cost."""
         before = self.cost
-        exact = max(min(counts[0], 2 * self.products), self.products + (self._form is None))
+        exact = max(min(counts[0], 2 * self.products), self.products + (not self._forms))
         while self.products < exact and self.cost - before < room:
             self._one(exact=True)
-        if self._form is not None:
+        if self._forms:
             cheap = max(min(counts[1], 4 * self.forwards), self.forwards + 1)
             while self.forwards < cheap and self.cost - before < room:
                 self._one(exact=False)
@@ -230,79 +259,88 @@ def _sd(values: list[float]) -> float:
     return float(torch.tensor(values, dtype=torch.float64).std(unbiased=True))
 
 
-def _by_outputs(subject: Subject) -> Callable[[Mapping[str, Tensor]], float]:
-    """v -> v' R v by one forward pass."""
-    criterion = subject.criterion
-    assert isinstance(criterion, Criterion)
-    shares = weights(subject)
-    slopes, centres = [], []
-    with subject.measuring(), torch.no_grad():
-        for (inputs, targets), share in shares:
-            z = subject.predict(inputs)
-            slope = criterion.slope(z.double(), targets) * (share / criterion.rows(targets))
-            slopes.append(slope)
-            centres.append(float((slope * z.double()).sum()))
-
-    def height(moved: Mapping[str, Tensor]) -> float:
-        total = 0.0
-        for i, ((inputs, _), _) in enumerate(shares):
-            total += float((slopes[i] * subject.predict_at(moved, inputs).double()).sum()) - centres[i]
-        return total
-
-    return _second_difference(subject, height)
+def _covariance(a: list[float], b: list[float]) -> float:
+    return float(torch.tensor([a, b], dtype=torch.float64).cov()[0, 1])
 
 
-def _by_loss(subject: Subject) -> Callable[[Mapping[str, Tensor]], float]:
-    """v -> v' H v by one forward pass."""
-    shares = weights(subject)
-    criterion = subject.criterion
+class _Form:
+    """Quadratic forms of the whole Hessian and of the rest, each by the same forward pass over a subject's data."""
 
-    def loss(z: object, targets: object) -> float:
-        if isinstance(z, Tensor) and isinstance(criterion, Criterion):
+    def __init__(self, subject: Subject, step: float) -> None:
+        self._subject, self._step = subject, step
+        self._shares = weights(subject)
+        self.like = {name: p.detach() for name, p in subject.parameters().items()}
+        self._slope = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in self.like.items()}
+        self._slopes: list[Tensor] = []  # of the loss in the outputs
+        self._centres: dict[bool, list[float]] = {True: [], False: []}
+        held = list(subject.parameters().values())
+        criterion = subject.criterion
+        with subject.measuring(), torch.enable_grad():
+            for i, ((inputs, targets), share) in enumerate(self._shares):
+                z = subject.predict(inputs)
+                found = torch.autograd.grad(criterion(z, targets) * share, held, allow_unused=True)
+                for name, g in zip(self.like, found, strict=True):
+                    if g is not None:
+                        self._slope[name] += g
+                with torch.no_grad():
+                    if isinstance(criterion, Criterion):
+                        slope = criterion.slope(z.double(), targets) * (share / criterion.rows(targets))
+                        self._slopes.append(slope)
+                        self._centres[False].append(self._height(i, z, whole=False))
+                    self._centres[True].append(self._height(i, z, whole=True))
+
+    def _height(self, i: int, z: Any, whole: bool) -> float:
+        (_, targets), share = self._shares[i]
+        criterion = self._subject.criterion
+        if not whole:
+            return float((self._slopes[i] * z.double()).sum())
+        if isinstance(criterion, Criterion):
             z = z.double()
-        return float(criterion(z, targets))
-
-    with subject.measuring(), torch.no_grad():
-        centres = [loss(subject.predict(inputs), targets) for (inputs, targets), _ in shares]
-
-    def height(moved: Mapping[str, Tensor]) -> float:
-        total = 0.0
-        for i, ((inputs, targets), share) in enumerate(shares):
-            total += (loss(subject.predict_at(moved, inputs), targets) - centres[i]) * share
-        return total
-
-    return _second_difference(subject, height)
-
-
-def _second_difference(
-    subject: Subject, height: Callable[[Mapping[str, Tensor]], float]
-) -> Callable[[Mapping[str, Tensor]], float]:
-    """v -> 2 (height(theta + step v) - step slope . v) / step^2, height 0 at theta, its slope the loss's."""
-    like = {name: p.detach() for name, p in subject.parameters().items()}
-    slope = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in like.items()}
-    held = list(subject.parameters().values())
-    with subject.measuring(), torch.enable_grad():
-        for batch, share in weights(subject):
-            found = torch.autograd.grad(subject.loss(batch) * share, held, allow_unused=True)
-            for name, g in zip(like, found, strict=True):
-                if g is not None:
-                    slope[name] += g
-    count = sum(p.numel() for p in like.values())
-    size = math.sqrt(sum(float(p.double().square().sum()) for p in like.values()) / count)
-    step = STEP * (size or 1.0)
+        return float(criterion(z, targets)) * share
 
     @torch.no_grad()
-    def form(v: Mapping[str, Tensor]) -> float:
-        moved = {name: p + step * v[name] for name, p in like.items()}
-        with subject.measuring():
-            rise = height(moved)
+    def __call__(self, v: Mapping[str, Tensor], *kinds: bool) -> list[float]:
+        r""":math:`2 (h(\theta + \varepsilon v) - h(\theta) - \varepsilon \nabla L \cdot v) / \varepsilon^2` for each kind.
+
+        h is the loss (True: v' H v) or the outputs along its slopes (False: v' R v); both have the loss's gradient.
+        """
+        moved = {name: p + self._step * v[name] for name, p in self.like.items()}
+        rises = dict.fromkeys(kinds, 0.0)
+        with self._subject.measuring():
+            for i, ((inputs, _), _) in enumerate(self._shares):
+                z = self._subject.predict_at(moved, inputs)
+                for kind in kinds:
+                    rises[kind] += self._height(i, z, kind) - self._centres[kind][i]
         # Rounding moved the parameters by a little less or more than the step: by what, is known.
         along = sum(
-            float((slope[name] * (moved[name].double() - p.double())).sum()) for name, p in like.items()
+            float((self._slope[name] * (moved[name].double() - p.double())).sum())
+            for name, p in self.like.items()
         )
-        return 2 * (rise - along) / step**2
+        return [2 * (rises[kind] - along) / self._step**2 for kind in kinds]
 
-    return form
+
+def _step(subject: Subject) -> float:
+    like = subject.parameters().values()
+    count = sum(p.numel() for p in like)
+    size = math.sqrt(sum(float(p.detach().double().square().sum()) for p in like) / count)
+    return STEP * (size or 1.0)
+
+
+def _whole_is_cheaper(forms: Sequence[tuple[_Form, float]], known: Traces, seed: int) -> bool:
+    """Whether forms of the whole Hessian alone come to the same error sooner than those of the rest with draws of G.
+
+    Judged on a few vectors that are not used again, so that the choice tells nothing of the others.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    seen = []
+    for _ in range(CHOICE):
+        pair = [0.0, 0.0]
+        for form, share in forms:
+            found = form(signs(form.like, generator), True, False)
+            pair = [a + share * b for a, b in zip(pair, found, strict=True)]
+        seen.append(pair)
+    whole, rest_alone = (_sd([pair[i] for pair in seen]) * math.sqrt(FORWARD) for i in (0, 1))
+    return whole < rest_alone + known.total_error * math.sqrt(known.draws * KNOWN)
 
 
 def probe(subject: Subject, accuracy: float = 0.05, seed: int = 0) -> list[Measurement]:
@@ -310,9 +348,9 @@ def probe(subject: Subject, accuracy: float = 0.05, seed: int = 0) -> list[Measu
     with timed() as watch:
         found = hessian_trace(subject, accuracy, seed=seed)
     parts = [
-        f"{found.draws} random signs a column for Gauss-Newton" if found.draws else "",
+        f"{drawn(found.draws)} a column for Gauss-Newton" if found.draws else "",
         f"{found.forwards} forward passes" if found.forwards else "",
-        f"{found.products} products, attention in its math form" if found.products else "",
+        f"{found.products} products{switched(subject)}" if found.products else "",
     ]
     how = ", ".join(part for part in parts if part)
     if not found.reached:

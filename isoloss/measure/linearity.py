@@ -1,9 +1,10 @@
 r"""What outputs are as functions of the parameters, read off the recorded graph: bent or straight, kinked or smooth.
 
-If outputs are piecewise linear in every parameter tensor by itself, the second derivatives of the outputs within a tensor are 0 (almost everywhere), and the block of the
-Hessian that belongs to the tensor is the block of the Gauss-Newton matrix. The graph that the library records for
-its backward pass names every operation that was done, also those that no module shows: so the answer is a proof,
-not a guess from the kinds of modules. A tensor used twice on one path, as in a recurrent net, is found too.
+If outputs are piecewise linear in every parameter tensor by itself, the second derivatives of the outputs within a
+tensor are 0 (almost everywhere), and the block of the Hessian that belongs to the tensor is the block of the
+Gauss-Newton matrix. The graph that the library records for its backward pass names every operation that was done,
+also those that no module shows: so the answer is a proof, not a guess from the kinds of modules. A tensor used
+twice on one path, as in a recurrent net, is found too.
 
 Where every operation has a continuous slope, differences of the outputs see the same curvature as derivatives; a
 kink between two points is curvature to differences and none to derivatives.
@@ -73,8 +74,6 @@ def bent(outputs: Tensor, parameters: Mapping[str, Tensor]) -> str | None:
         >>> bent(net(torch.ones(1, 2)).exp(), dict(net.named_parameters()))
         'Exp'
     """
-    if outputs.grad_fn is None:
-        return None
     bits = {id(p): 1 << i for i, p in enumerate(parameters.values())}
     names = list(parameters)
     below: dict[Any, int] = {}  # node -> which parameters it depends on
@@ -104,8 +103,6 @@ def kinked(outputs: Tensor) -> str | None:
         >>> kinked(x.tanh() * 2), kinked(x.relu() * 2), kinked(x.relu().square())
         (None, 'Relu', None)
     """
-    if outputs.grad_fn is None:
-        return None
     nodes = list(_nodes(outputs))
     users: dict[Any, list[Any]] = {}
     for node in nodes:
@@ -126,6 +123,16 @@ def kinked(outputs: Tensor) -> str | None:
     return None
 
 
+def fused(outputs: Tensor) -> bool:
+    """Whether attention on the way to the outputs is done by a fused kernel, which has no second derivative."""
+    return any(_name(node).startswith("ScaledDotProduct") for node in _nodes(outputs))
+
+
+def own_backward(outputs: Tensor) -> str | None:
+    """An operation with a backward pass written for it outside the library; None if there is none."""
+    return next((_name(node) for node in _nodes(outputs) if isinstance(node, BackwardCFunction)), None)
+
+
 def _squares(user: Any, node: Any) -> bool:
     """Whether what uses a node's result takes its square, or a higher power."""
     if user is None:
@@ -136,7 +143,9 @@ def _squares(user: Any, node: Any) -> bool:
 
 
 def _nodes(outputs: Tensor) -> Iterator[Any]:
-    """The graph's nodes, each after all that it depends on."""
+    """The graph's nodes, each after all that it depends on; none for a constant."""
+    if outputs.grad_fn is None:
+        return
     done: set[Any] = set()
     stack: list[tuple[Any, bool]] = [(outputs.grad_fn, False)]
     while stack:

@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from isoloss.measure.criteria import Criterion
-from isoloss.measure.subject import Batch, Subject, examples_of
+from isoloss.measure.linearity import fused, own_backward
+from isoloss.measure.subject import Batch, Subject, examples_of, resized
 
 Vector = Mapping[str, Tensor]
 Curvature = Callable[
@@ -48,6 +49,22 @@ def twice_differentiable() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
+def switched(subject: Subject) -> str:
+    """What second derivatives of the subject change or take on trust, as the end of a sentence; empty if nothing.
+
+    Example:
+        >>> from isoloss.measure.criteria import SquaredError
+        >>> switched(Subject(torch.nn.Linear(2, 1), [(torch.ones(1, 2), torch.ones(1, 1))], SquaredError()))
+        ''
+    """
+    with subject.measuring(), torch.enable_grad():
+        loss = subject.loss(resized(subject.batches[0], 2))
+    own = own_backward(loss)
+    return (", attention in its math form" if fused(loss) else "") + (
+        f", the backward pass that the model brings for {own} taken as right" if own else ""
+    )
+
+
 def weights(subject: Subject) -> list[tuple[Batch, float]]:
     """Every batch with its share of the examples (of the counted rows, where the criterion counts them).
 
@@ -56,11 +73,7 @@ def weights(subject: Subject) -> list[tuple[Batch, float]]:
     Raises:
         ValueError: no batch has one.
     """
-    criterion = subject.criterion
-    counts = [
-        float(criterion.rows(batch[1]) if isinstance(criterion, Criterion) else examples_of(batch))
-        for batch in subject.batches
-    ]
+    counts = [count_of(subject, batch) for batch in subject.batches]
     total = sum(counts)
     if not total:
         raise ValueError(
@@ -68,6 +81,12 @@ def weights(subject: Subject) -> list[tuple[Batch, float]]:
         )
     pairs = zip(subject.batches, counts, strict=True)
     return [(batch, count / total) for batch, count in pairs if count]
+
+
+def count_of(subject: Subject, batch: Batch) -> float:
+    """By what a batch is weighed: its counted rows where the criterion counts them, else its examples."""
+    criterion = subject.criterion
+    return float(criterion.rows(batch[1]) if isinstance(criterion, Criterion) else examples_of(batch))
 
 
 @dataclass(frozen=True, eq=False)

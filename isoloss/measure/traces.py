@@ -14,7 +14,7 @@ arXiv:1911.03852 (the trace per layer as its sensitivity).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -22,15 +22,16 @@ from torch import Tensor
 
 from isoloss.measure import ghost
 from isoloss.measure.criteria import Criterion
-from isoloss.measure.estimates import PILOT, mean_and_se, needed, signs
+from isoloss.measure.estimates import PILOT, drawn, mean_and_se, needed, scatter_at_most, signs
 from isoloss.measure.linearity import bent
 from isoloss.measure.measurement import Measurement, timed
+from isoloss.measure.pieces import Piece, in_pieces
 from isoloss.measure.products import (
-    Product,
     gradient_seconds,
     hessian,
     known_criterion,
     rest,
+    switched,
     weights,
 )
 from isoloss.measure.subject import Subject, chunks, resized
@@ -51,6 +52,7 @@ class Traces:
         passes: backward passes that were made, each over all batches.
         how: the method in a few words.
         reached: whether the accuracy asked for was reached; true where none was asked.
+        freedom: degrees of freedom of the errors, at most: few of them know themselves badly.
     """
 
     values: Mapping[str, float]
@@ -61,6 +63,12 @@ class Traces:
     passes: int
     how: str = ""
     reached: bool = True
+    freedom: int = 0
+
+    @property
+    def margin(self) -> float:
+        """By how much the true errors may exceed the stated ones (:func:`isoloss.measure.estimates.scatter_at_most`)."""
+        return scatter_at_most(1.0, self.freedom + 1) if self.freedom else 1.0
 
 
 def layer_traces(subject: Subject, accuracy: float | None = None, most: int = 512, seed: int = 0) -> Traces:
@@ -92,7 +100,7 @@ def layer_traces(subject: Subject, accuracy: float | None = None, most: int = 51
             exact = gauss_newton_traces(subject, None)
             return replace(exact, how="exact (piecewise linear), one pass per column")
         found = _drawn(subject, accuracy, most, seed)
-        return replace(found, how=f"Gauss-Newton (piecewise linear), {found.draws} random signs a column")
+        return replace(found, how=f"Gauss-Newton (piecewise linear), {drawn(found.draws)} a column")
     return _estimated(subject, why, accuracy or 0.05, most, seed)
 
 
@@ -236,7 +244,8 @@ class _Sums:
             self._error(""),
             self.draws,
             self.passes,
-            f"Gauss-Newton, {self.draws} random signs a column" if self.draws else "Gauss-Newton, exact",
+            f"Gauss-Newton, {drawn(self.draws)} a column" if self.draws else "Gauss-Newton, exact",
+            freedom=max(self.examples - 1 if self.draws == 1 else self.examples * (self.draws - 1), 0),
         )
 
 
@@ -256,6 +265,7 @@ def pooled(a: Traces, b: Traces) -> Traces:
         total,
         a.passes + b.passes,
         a.how,
+        freedom=a.freedom + b.freedom,
     )
 
 
@@ -263,11 +273,11 @@ def _drawn(subject: Subject, accuracy: float, most: int, seed: int) -> Traces:
     """Gauss-Newton traces to an accuracy: one draw first, whose error is an upper bound, then as many as it takes."""
     found = gauss_newton_traces(subject, 1, seed)
     draws = 0
-    while not _enough(found, accuracy) and found.draws < most:
+    while not enough(found, accuracy) and found.draws < most:
         draws = min(max(2, draws * 2), most)
         more = gauss_newton_traces(subject, draws, seed + 7919 * draws)
         found = more if found.draws == 1 else pooled(found, more)
-    return replace(found, reached=_enough(found, accuracy))
+    return replace(found, reached=enough(found, accuracy))
 
 
 def wanted(values: Mapping[str, float], total: float, accuracy: float) -> dict[str, float]:
@@ -278,10 +288,9 @@ def wanted(values: Mapping[str, float], total: float, accuracy: float) -> dict[s
     return out
 
 
-def _enough(traces: Traces, accuracy: float) -> bool:
-    goal = wanted(traces.values, traces.total, accuracy)
-    met = all(error <= goal[name] for name, error in traces.errors.items())
-    return met and traces.total_error <= goal[""]
+def enough(traces: Traces, accuracy: float) -> bool:
+    """Whether the errors, taken at their upper bounds, are as small as asked for."""
+    return _within(traces, wanted(traces.values, traces.total, accuracy))
 
 
 def _estimated(subject: Subject, why: str, accuracy: float, most: int, seed: int) -> Traces:
@@ -290,8 +299,8 @@ def _estimated(subject: Subject, why: str, accuracy: float, most: int, seed: int
         known = gauss_newton_traces(subject, 2, seed)
     except TypeError:
         known = None
-    with (rest if known is not None else hessian)(subject) as product:
-        forms, values = _Forms(product, seed + 1), dict[str, float]()
+    with in_pieces(subject, rest if known is not None else hessian, known is not None) as pieces:
+        forms, values = _Forms(pieces, seed + 1), dict[str, float]()
         goal = min(PILOT, most)
         while True:
             forms.draw(goal)
@@ -308,7 +317,7 @@ def _estimated(subject: Subject, why: str, accuracy: float, most: int, seed: int
     errors = forms.errors(known)
     how = f"{forms.count} products with random signs"
     if known is not None:
-        how += f" for what Gauss-Newton leaves, {known.draws} random signs a column for it"
+        how += f" for what Gauss-Newton leaves, {drawn(known.draws)} a column for it"
     return Traces(
         values,
         {name: error for name, error in errors.items() if name},
@@ -317,22 +326,24 @@ def _estimated(subject: Subject, why: str, accuracy: float, most: int, seed: int
         forms.count,
         forms.count + (0 if known is None else known.passes),
         f"{how} ({why})",
-        want <= forms.count,
+        want <= forms.count and (known is None or _within(known, goals)),
     )
 
 
 def _within(known: Traces, goals: Mapping[str, float]) -> bool:
-    met = all(error <= goals[name] for name, error in known.errors.items())
-    return met and known.total_error <= goals[""]
+    if 0 < known.freedom < PILOT - 1:  # so few signs may agree by luck, and show no scatter at all
+        return False
+    met = all(known.margin * error <= goals[name] for name, error in known.errors.items())
+    return met and known.margin * known.total_error <= goals[""]
 
 
 class _Forms:
-    """Values of v_l' (A v)_l for random signs v, per tensor; of v' A v under the empty name."""
+    """Values of v_l' (A v)_l, per tensor, for random signs v of every piece; of v' A v under the empty name."""
 
-    def __init__(self, product: Product, seed: int) -> None:
-        self._product = product
+    def __init__(self, pieces: Sequence[Piece], seed: int) -> None:
+        self._pieces = pieces
         self._generator = torch.Generator().manual_seed(seed)
-        self._seen: dict[str, list[float]] = {name: [] for name in ["", *product.like]}
+        self._seen: dict[str, list[float]] = {name: [] for name in ["", *pieces[0].product.like]}
 
     @property
     def count(self) -> int:
@@ -340,9 +351,12 @@ class _Forms:
 
     def draw(self, goal: int) -> None:
         while self.count < goal:
-            v = signs(self._product.like, self._generator)
-            av = self._product(v)
-            each = {name: float((v[name].double() * av[name].double()).sum()) for name in v}
+            each = dict.fromkeys(self._pieces[0].product.like, 0.0)
+            for piece in self._pieces:
+                v = signs(piece.product.like, self._generator)
+                av = piece.product(v)
+                for name in v:
+                    each[name] += piece.share * float((v[name].double() * av[name].double()).sum())
             self._seen[""].append(sum(each.values()))
             for name, value in each.items():
                 self._seen[name].append(value)
@@ -376,7 +390,8 @@ def probe(subject: Subject, accuracy: float | None = None, seed: int = 0) -> lis
     with timed() as watch:
         found = layer_traces(subject, accuracy, seed=seed)
     spent = watch.spent(gradient_seconds(subject))
-    how = found.how + ("" if found.reached else "; stopped before the accuracy asked for")
+    changed = switched(subject) if "products" in found.how else ""
+    how = found.how + changed + ("" if found.reached else "; stopped before the accuracy asked for")
     return [
         Measurement("hessian_trace", value, found.errors[name], "nats", name, how, spent)
         for name, value in found.values.items()

@@ -20,6 +20,7 @@ from isoloss.measure.products import (  # noqa: E402
     gauss_newton,
     hessian,
     rest,
+    switched,
     unflatten,
 )
 from isoloss.measure.subject import Subject  # noqa: E402
@@ -41,34 +42,42 @@ def close(a, b, relative=1e-10):
     assert float((a - b).abs().max()) <= relative * float(b.abs().max())
 
 
+def vectors(product, count=6):
+    generator = torch.Generator().manual_seed(8)
+    return torch.randn(count, product.size, generator=generator, dtype=torch.float64)
+
+
 @EVERY
 def test_the_hessian_is_that_of_double_backward_and_of_differences(name):
     subject = dense.SUBJECTS[name]()
     with hessian(subject) as h:
         found = h.dense()
     close(found, dense.dense_hessian(subject))
-    close(found, dense.difference_hessian(subject), 1e-6)
+    close(found[:, ::9], dense.difference_hessian(subject, every=9), 1e-6)
     close(found, found.T)
 
 
 @EVERY
 def test_gauss_newton_and_rest_add_up_to_the_hessian(name):
     subject = dense.SUBJECTS[name]()
+    truth = dense.dense_gauss_newton(subject)
     with hessian(subject) as h, gauss_newton(subject) as g, rest(subject) as r:
-        found, left, right = h.dense(), g.dense(), r.dense()
-    close(left, dense.dense_gauss_newton(subject))
-    close(left + right, found)
+        for v in vectors(h):
+            close(g.flat(v), truth @ v)
+            close(g.flat(v) + r.flat(v), h.flat(v))
 
 
 @EVERY
 @pytest.mark.parametrize("together", [False, True])
 def test_the_empirical_fisher_is_that_of_gradients_row_by_row(name, together):
     subject = dense.SUBJECTS[name]()
+    truth = dense.dense_empirical_fisher(subject, together)
     with empirical_fisher(subject, together=together) as e:
-        close(e.dense(), dense.dense_empirical_fisher(subject, together))
+        for v in vectors(e):
+            close(e.flat(v), truth @ v)
 
 
-@pytest.mark.parametrize("name", ["mlp", "regression", "transformer"])
+@pytest.mark.parametrize("name", ["mlp", "regression"])
 def test_the_sampled_fisher_is_fixed_within_its_block_and_gauss_newton_in_expectation(name):
     subject = dense.SUBJECTS[name]()
     torch.manual_seed(0)
@@ -78,7 +87,7 @@ def test_the_sampled_fisher_is_fixed_within_its_block_and_gauss_newton_in_expect
         close(f.flat(v), again.flat(v))
         assert asymmetry(f) < 1e-13
     draws = []
-    for seed in range(60):
+    for seed in range(40):
         with fisher(subject, seed=seed) as f:
             draws.append(float(v @ f.flat(v)))
     truth = float(v @ dense.dense_gauss_newton(subject) @ v)
@@ -267,6 +276,44 @@ def test_asymmetry_is_rounding_for_what_is_symmetric():
             disagreement(subject, g)
     turn = Product("turn", {"a": torch.zeros(4)}, lambda v: {"a": v["a"].roll(1)})
     assert asymmetry(turn) > 0.01
+
+
+def test_what_is_changed_or_trusted_is_said():
+    assert switched(dense.transformer()) == ", attention in its math form"
+    assert switched(dense.mlp()) == ""
+
+    class Twice(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, g):
+            return 2 * g
+
+    class Net(nn.Linear):
+        def forward(self, x):
+            return Twice.apply(super().forward(x))
+
+    said = switched(Subject(Net(3, 2), [(torch.ones(2, 3), torch.zeros(2, 2))], SquaredError()))
+    assert said == ", the backward pass that the model brings for Twice taken as right"
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_layers(kind):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = kind(3, 4, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(self.inner(x)[0][:, -1])
+
+    torch.manual_seed(0)
+    data = dense.batches(lambda n: torch.randn(n, 5, 3).double(), (4,), 2)
+    subject = Subject(Net().double(), data, CrossEntropy())
+    with hessian(subject) as h:
+        assert disagreement(subject, h) < 1e-8
 
 
 def test_flat_and_back():

@@ -102,16 +102,16 @@ def test_sampled_traces_are_unbiased_and_know_their_error(draws):
     subject.model.places.requires_grad_(False)
     true = by_tensor(subject, dense.dense_gauss_newton(subject))
     true[""] = sum(true.values())
-    found = [gauss_newton_traces(subject, draws, seed) for seed in range(150)]
+    found = [gauss_newton_traces(subject, draws, seed) for seed in range(60)]
     for name, value in true.items():
         x = torch.tensor([one.values[name] if name else one.total for one in found])
         claimed = [one.errors[name] if name else one.total_error for one in found]
         se = math.sqrt(sum(e * e for e in claimed) / len(claimed))
         assert abs(float(x.mean()) - value) < 4 * float(x.std()) / math.sqrt(len(x)), name
         if draws > 1:
-            assert 0.8 < se / float(x.std()) < 1.25, name
+            assert 0.7 < se / float(x.std()) < 1.4, name
         else:  # with one draw the scatter among examples is in it
-            assert se > 0.8 * float(x.std()), name
+            assert se > 0.7 * float(x.std()), name
 
 
 def test_independent_estimates_pool():
@@ -137,12 +137,43 @@ def test_an_accuracy_is_met():
     assert not layer_traces(subject, accuracy=1e-4, most=4).reached
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", "transformer", "encoder"])
+def test_a_stop_of_few_examples_is_not_by_luck():
+    """Four examples tell little of the scatter over signs: the stop counts on its upper bound."""
+    subject = dense.mlp(nn.ReLU, sizes=(4,))
+    true = layer_traces(subject)
+    z = []
+    for seed in range(30):
+        found = layer_traces(subject, accuracy=0.1, seed=seed)
+        assert found.reached
+        z.append((found.total - true.total) / found.total_error)
+    assert sum(abs(one) < 1.96 for one in z) >= 26
+    assert gauss_newton_traces(subject, 1).margin > 2 > gauss_newton_traces(subject, 8).margin > 1
+
+
+def test_pieces_of_the_data_are_the_data(monkeypatch):
+    from isoloss.measure import pieces
+
+    subject = dense.mlp()
+    assert len(pieces.split(subject, cut=True)) == 1
+    monkeypatch.setattr(pieces, "ROWS", 3)
+    for cut, count in ((True, 3), (False, 2)):
+        parts = pieces.split(subject, cut)
+        assert len(parts) == count
+        assert sum(part.examples for part, _ in parts) == subject.examples
+        whole = sum(share * dense.dense_hessian(part) for part, share in parts)
+        assert float((whole - dense.dense_hessian(subject)).abs().max()) < 1e-12
+    true = by_tensor(subject, dense.dense_hessian(subject))
+    found = layer_traces(subject, accuracy=0.5)
+    assert abs(found.total - sum(true.values())) < 4 * found.total_error
+    assert all(abs(found.values[key] - true[key]) < 4.5 * found.errors[key] + 1e-12 for key in true)
+
+
+@pytest.mark.parametrize("name", ["mlp", "encoder"])
 def test_other_nets_are_estimated_and_say_why(name):
     subject = dense.SUBJECTS[name]()
-    found = layer_traces(subject, accuracy=0.6, seed=5)
+    found = layer_traces(subject, accuracy=0.9, seed=5)
     assert "piecewise linear" in found.how
-    assert ("Gauss-Newton leaves" in found.how) == (name in ("mlp", "cnn"))
+    assert ("Gauss-Newton leaves" in found.how) == (name == "mlp")
     true = by_tensor(subject, dense.dense_hessian(subject))
     for key, value in true.items():
         assert abs(found.values[key] - value) < 4.5 * found.errors[key] + 1e-12, key
@@ -265,6 +296,17 @@ def test_traces_in_what_layers_put_out(name):
         assert float(x.std()) < 1e-9 or 0.6 < se / float(x.std()) < 1.6, key
 
 
+def test_activations_to_an_accuracy():
+    subject = dense.mlp(sizes=(40, 20))
+    found = activation_traces(subject, draws=2, accuracy=0.1)
+    assert found.reached
+    assert found.draws > 2
+    for key, value in found.values.items():
+        assert found.errors[key] <= 0.1 * max(abs(value), 0.01 * sum(map(abs, found.values.values())))
+        assert abs(value - dense_activation_trace(subject, key)) < 4 * found.errors[key] + 1e-9
+    assert not activation_traces(subject, draws=2, accuracy=1e-4, most=4).reached
+
+
 def test_activations_that_cannot_be_measured_are_named():
     subject = dense.mlp(nn.ReLU)
     with pytest.raises(ValueError, match="no module named 'x'"):
@@ -276,3 +318,22 @@ def test_activations_that_cannot_be_measured_are_named():
         activation_traces(Subject(norm, [(torch.randn(6, 4), torch.zeros(6).long())], CrossEntropy()))
     words = dense.transformer()
     assert "embedding" in activation_traces(words).values
+
+
+def test_a_layer_that_the_outputs_do_not_read_is_left_out_and_named():
+    class Spare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.spare = nn.Linear(3, 2), nn.Linear(2, 2)
+
+        def forward(self, x):
+            h = self.a(x)
+            self.spare(h)
+            return h
+
+    subject = Subject(Spare(), [(torch.randn(5, 3), torch.zeros(5).long())], CrossEntropy())
+    found = activation_traces(subject)
+    assert list(found.values) == ["a"]
+    assert "not of spare, which the outputs do not depend on" in found.how
+    with pytest.raises(ValueError, match="do not depend on layer 'spare'"):
+        activation_traces(subject, ["spare"])

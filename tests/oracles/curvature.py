@@ -137,17 +137,20 @@ def _plain():
 
 def dense_hessian(subject):
     start, total = losses(subject)
+    grouped = any(
+        getattr(m, "groups", 1) > 1 for m in subject.model.modules()
+    )  # which torch cannot vectorize
     with _plain():
-        found = torch.autograd.functional.hessian(total, start)
+        found = torch.autograd.functional.hessian(total, start, vectorize=not grouped)
     torch.backends.mha.set_fastpath_enabled(True)
     return found
 
 
-def difference_hessian(subject, step=1e-5):
-    """Central differences of the gradient; attention as the model has it."""
+def difference_hessian(subject, step=1e-5, every=1):
+    """Central differences of the gradient, every so many columns; attention as the model has it."""
     start, total = losses(subject)
     columns = []
-    for i in range(len(start)):
+    for i in range(0, len(start), every):
         ends = []
         for sign in (1, -1):
             theta = start.clone()
