@@ -28,7 +28,7 @@ COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ["-std=c11", "-O3", "-fvisibility=hidden", *([] if sys.platform == "win32" else ["-fPIC"])]
 # One rounding per operation, so that all instruction sets and compilers give the same bits.
 ROUNDING = ["-ffp-contract=off", "-fno-fast-math"]
-KERNELS = ("kmeans",)
+KERNELS = ("kmeans", "columns")
 
 
 @dataclass(frozen=True)

@@ -349,6 +349,8 @@ def documents(tmp_path_factory):
         "study status ended.toml",
         "study status begun.toml",
         "measure nets.py:shared nets.py:bare --what params,flops,noise_scale",
+        "compress nets.py:shared --format int4 --out small",
+        "compress nets.py:shared --bits 5 --dry-run",
     ]
     log_curves(folder)
     verbs += [
@@ -362,6 +364,7 @@ def documents(tmp_path_factory):
         assert code in (0, 2 if given[0] == "check" else 0), f"{command}: {printed}"
         document = json.loads(words(folder / f"{i}.json"))
         out.setdefault(document["schema"], []).append(document)
+    out["isoloss/recipe/1"] = [json.loads(words(folder / "small" / "recipe.json"))]
     return out
 
 

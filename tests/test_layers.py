@@ -29,11 +29,11 @@ MAY_IMPORT = {
     "planning": {"runs", "laws", "fitting", "observing", "errors", "files", "special"},
     "comparing": {"runs", "laws", "fitting", "planning", "errors", "files", "special"},
     "study": {"runs", "laws", "fitting", "planning", "comparing", "errors", "files", "special"},
-    "cli": SPINE | {"errors", "files", "report", "measure", ""},
+    "cli": SPINE | {"errors", "files", "report", "measure", "compress", ""},
     "report": SPINE | {"errors", "files", "version", "measure"},
     "trainers": {"errors", "files"},
     "measure": {"runs", "observing", "trainers", "errors", "files", "special"},
-    "compress": {"native", "measure", "planning", "runs", "laws", "fitting", "errors", "files"},
+    "compress": {"native", "measure", "planning", "runs", "laws", "fitting", "trainers", "errors", "files"},
     "": SPINE | {"errors", "report", "version"},
     "__main__": {"cli"},
 }

@@ -9,6 +9,8 @@ import typer
 from isoloss import __version__
 from isoloss.cli.check import check
 from isoloss.cli.compare import compare
+from isoloss.cli.compress import compress
+from isoloss.cli.export import export
 from isoloss.cli.fit import fit
 from isoloss.cli.laws import laws
 from isoloss.cli.ledger import ledger
@@ -44,6 +46,8 @@ for verb in (
     optimum,
     samples,
     measure,
+    compress,
+    export,
 ):
     app.command()(verb)
 app.add_typer(schedule, name="schedule")

@@ -1,7 +1,8 @@
 """Takes a PyTorch model, statistics and a budget, gives its weights encoded: fewer bits, exact sizes.
 
-``formats`` holds the number formats and their stored layouts; a method is one file that takes a weight, statistics
-of its layer and a format, and gives an ``Encoded``. A file is imported when its name is first used.
+``compress`` goes through a model stage by stage; ``save`` and ``load`` keep it in a folder. ``formats`` holds the number
+formats and their stored layouts; a method is one file of ``solvers`` that takes a weight, statistics of its layer and a
+format, and gives an ``Encoded``. A file is imported when its name is first used.
 """
 
 from __future__ import annotations
@@ -10,11 +11,47 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from isoloss.compress.compressed import Compressed
     from isoloss.compress.formats import Encoded, Format, Grid
+    from isoloss.compress.layers import Layer, Layers, find
+    from isoloss.compress.pipeline import compress
+    from isoloss.compress.recipe import Choice, Recipe
+    from isoloss.compress.saving import load, read, save
+    from isoloss.compress.statistics import Statistics
 
-__all__ = ["Encoded", "Format", "Grid"]
+__all__ = [
+    "Choice",
+    "Compressed",
+    "Encoded",
+    "Format",
+    "Grid",
+    "Layer",
+    "Layers",
+    "Recipe",
+    "Statistics",
+    "compress",
+    "find",
+    "load",
+    "read",
+    "save",
+]
 
-_HOME = {"Encoded": "formats", "Format": "formats", "Grid": "formats"}
+_HOME = {
+    "Choice": "recipe",
+    "Compressed": "compressed",
+    "Encoded": "formats",
+    "Format": "formats",
+    "Grid": "formats",
+    "Layer": "layers",
+    "Layers": "layers",
+    "Recipe": "recipe",
+    "Statistics": "statistics",
+    "compress": "pipeline",
+    "find": "layers",
+    "load": "saving",
+    "read": "saving",
+    "save": "saving",
+}
 
 
 def __getattr__(name: str) -> Any:

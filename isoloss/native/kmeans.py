@@ -44,12 +44,12 @@ def kmeans_rows(
     if found is None:
         raise RuntimeError(f"native code was asked for, but there is none: {status().reason}")
     rows, n = x.shape
-    _check("x", x, ((rows, n),), ("f4", "f8"))
+    check("x", x, ((rows, n),), ("f4", "f8"))
     if weights is not None:
-        _check("weights", weights, ((rows, n), (n,)), ("f4", "f8"))
-    _check("centres", centres, ((rows, centres.shape[-1]),), ("f8",))
-    _check("codes", codes, ((rows, n),), ("u1",))
-    _check("cost", cost, ((rows,),), ("f8",))
+        check("weights", weights, ((rows, n), (n,)), ("f4", "f8"))
+    check("centres", centres, ((rows, centres.shape[-1]),), ("f8",))
+    check("codes", codes, ((rows, n),), ("u1",))
+    check("cost", cost, ((rows,),), ("f8",))
     sets = status().sets
     answer = found.isoloss_kmeans_rows(
         x.ctypes.data, x.itemsize == 8, rows, n,
@@ -64,10 +64,14 @@ def kmeans_rows(
         raise ValueError(f"native k-means takes 1 to 256 levels and rows of 1 to 2^29 numbers, got {x.shape}")
 
 
-def _check(
+def check(
     name: str, array: NDArray[np.generic], shapes: tuple[tuple[int, ...], ...], kinds: tuple[str, ...]
 ) -> None:
-    """Refuse what the C code would read wrongly."""
+    """Refuse what C code would read wrongly.
+
+    Raises:
+        ValueError: another shape, type or layout.
+    """
     native = array.dtype.isnative and array.dtype.str[1:] in kinds
     if array.shape not in shapes or not native or not (array.flags.c_contiguous and array.flags.aligned):
         wanted = " or ".join(map(str, shapes))

@@ -11,7 +11,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-ABI = 1
+ABI = 2
 """The ``ISOLOSS_ABI`` of ``native/isoloss.h`` whose functions are declared here."""
 
 NAME = "libisoloss" + {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
@@ -27,6 +27,24 @@ SIGNATURES = {
     "isoloss_kmeans_rows": (
         _i32,
         [_pointer, _i32, _i64, _i64, _pointer, _i32, _i32, _i32, _pointer, _pointer, _pointer, _i32],
+    ),
+    "isoloss_round_columns": (
+        _i32,
+        [
+            _pointer,
+            _i64,
+            _i64,
+            _pointer,
+            _i32,
+            _pointer,
+            _i32,
+            _pointer,
+            _pointer,
+            _pointer,
+            _pointer,
+            _pointer,
+            _i32,
+        ],
     ),
 }
 

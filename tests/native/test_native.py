@@ -178,7 +178,7 @@ def names(wheel: Path) -> set[str]:
 def test_a_wheel_carries_the_library_for_all_pythons(wheels, tmp_path):
     wheel, _ = wheels("with", CC=COMPILER)
     assert re.fullmatch(r"isoloss-[\d.]+-py3-none-(?!any)\w+\.whl", wheel.name)
-    assert names(wheel) == {"__init__.py", "build.json", "kmeans.py", "library.py", library.NAME}
+    assert names(wheel) == {"__init__.py", "build.json", "columns.py", "kmeans.py", "library.py", library.NAME}
     with zipfile.ZipFile(wheel) as file:
         file.extractall(tmp_path)
     code = "from isoloss import native; print(native.status())"
@@ -193,7 +193,7 @@ def test_a_wheel_without_a_compiler_says_what_is_missing(wheels):
     wheel, said = wheels("without", CC="no-such-compiler")
     assert wheel.name.endswith("-py3-none-any.whl")
     assert "isoloss has no native code: no C compiler found (looked for no-such-compiler)" in said
-    assert names(wheel) == {"__init__.py", "build.json", "kmeans.py", "library.py"}
+    assert names(wheel) == {"__init__.py", "build.json", "columns.py", "kmeans.py", "library.py"}
     wheel, said = wheels("pure", ISOLOSS_BUILD="pure")
     assert wheel.name.endswith("-py3-none-any.whl")
     assert "ISOLOSS_BUILD=pure" in said

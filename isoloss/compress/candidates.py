@@ -1,0 +1,286 @@
+"""Every layer encoded in every format that it may take, from one calibration of the model as it is.
+
+What a choice of formats is made from: exact sizes, and what each format does to each weight. The model itself stays
+as it is; :meth:`Candidates.applied` puts a choice in place for the time of a block.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from isoloss.compress import formats, solvers
+from isoloss.compress.compressed import plain_tensors
+from isoloss.compress.formats import Encoded
+from isoloss.compress.layers import Layer
+from isoloss.compress.recipe import Choice
+from isoloss.compress.replay import calibrating
+from isoloss.compress.statistics import Collector, Statistics, refuse_unreached
+from isoloss.compress.uniform import OF_TABLES
+from isoloss.measure.subject import call
+
+NUMBERS = 1 << 27  # of second moments at a time
+INTEGERS = (
+    "int2/g64/asym",
+    "int3/g128/asym",
+    "int4/g128/asym",
+    "int5/asym",
+    "int6/asym",
+    "int8/asym",
+)
+TABLES = ("table2", "table3", "table4", "table5", "table6")
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    r"""One layer in one format.
+
+    Attributes:
+        choice: format and solver as done.
+        encoded: the weight as stored.
+        distance: :math:`\|\Delta W\|^2`.
+        rows: of every output :math:`(\Delta W H \Delta W^T)_{oo} / \mathrm{tr} H`, float64 (out,); H is the second moment
+            of the inputs, 1 where they were not seen.
+    """
+
+    choice: Choice
+    encoded: Encoded
+    distance: float
+    rows: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Every layer in every format.
+
+    Attributes:
+        layers: of the model.
+        of: layer -> format -> candidate.
+        energy: layer -> trace of the second moment of its inputs.
+        plain_bytes: of what is not encoded.
+        notes: what a reader must know.
+        seconds: that it took.
+    """
+
+    layers: tuple[Layer, ...]
+    of: Mapping[str, Mapping[str, Candidate]]
+    energy: Mapping[str, float]
+    plain_bytes: int
+    notes: tuple[str, ...]
+    seconds: float
+
+    @property
+    def weights(self) -> int:
+        """Numbers that are encoded."""
+        return sum(math.prod(layer.shape) for layer in self.layers)
+
+    def bits(self, plan: Mapping[str, str]) -> int:
+        """Stored bits of a choice of formats, layer -> format."""
+        return sum(self.of[name][format].encoded.bits for name, format in plan.items())
+
+    def choices(self, plan: Mapping[str, str]) -> dict[str, Choice | None]:
+        """As :func:`isoloss.compress.compress` takes them."""
+        return {name: self.of[name][format].choice for name, format in plan.items()}
+
+    def uniform(self, format: str) -> dict[str, str]:
+        """The same format for all layers."""
+        return {layer.name: format for layer in self.layers}
+
+    @contextmanager
+    def applied(self, plan: Mapping[str, str]) -> Iterator[None]:
+        """The model with these layers in these formats, as it was afterwards.
+
+        Example:
+            >>> from isoloss.compress.layers import find
+            >>> net = nn.Linear(2, 1, bias=False)
+            >>> _ = net.weight.data.copy_(torch.tensor([[1.0, 0.3]]))
+            >>> found = candidates(net, find(net).layers, [Choice("int2/asym")])
+            >>> with found.applied({"model": "int2/asym"}):
+            ...     net.weight.tolist()
+            [[0.99..., 0.33...]]
+            >>> round(net.weight[0, 1].item(), 1)
+            0.3
+        """
+        own = [layer for layer in self.layers if layer.name in plan]
+        before = {layer.name: layer.tensor.clone() for layer in own}
+        try:
+            for layer in own:
+                layer.put(self.of[layer.name][plan[layer.name]].encoded.decode().to(layer.tensor.device))
+            yield
+        finally:
+            for layer in own:
+                layer.tensor.copy_(before[layer.name])
+
+
+def ladder(solver: str) -> tuple[Choice, ...]:
+    """The formats that are tried for a solver where none are named: from two bits to what costs hardly any loss.
+
+    Example:
+        >>> [choice.format for choice in ladder("lut-feedback")]
+        ['table2', 'table3', 'table4', 'table5', 'table6', 'int8/asym']
+    """
+    if solver.partition("(")[0] in OF_TABLES:
+        return (*(Choice(name, solver) for name in TABLES), Choice("int8/asym", "nearest"))
+    return tuple(Choice(name, solver) for name in INTEGERS)
+
+
+def candidates(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    choices: Sequence[Choice],
+    batches: Sequence[Any] | None = None,
+    *,
+    fisher: Mapping[str, Tensor] | None = None,
+    unreached: Literal["refuse", "nearest"] = "refuse",
+    progress: Progress | None = None,
+) -> Candidates:
+    """Every layer in every format, all fitted to the inputs that the model as it is gives them.
+
+    The inputs are gone through once, or several times where the second moments of all layers do not fit in half a
+    gigabyte.
+
+    Args:
+        model: which is not changed.
+        layers: of the model.
+        choices: of every layer: formats, each with its solver.
+        batches: calibration inputs, as :func:`isoloss.compress.compress` takes them.
+        fisher: layer -> mean squared gradient, for solvers that need it.
+        unreached: layers that no data come to: ``refuse``, or ``nearest`` to round them.
+        progress: (what, layers done, layers in all).
+
+    Raises:
+        ValueError: no layer or no choice, two choices of one format, a weight that is not finite, data that a solver
+            needs and are not given.
+        NoAnswer: no data came to a layer.
+
+    Example:
+        >>> from isoloss.compress.layers import find
+        >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> found = candidates(net, find(net).layers, ladder("gptq"), [torch.randn(32, 8)])
+        >>> found.bits(found.uniform("int4/g128/asym")) / found.weights
+        6.08...
+    """
+    started = time.perf_counter()
+    layers = tuple(layers)
+    _refuse(layers, choices, batches, fisher or {})
+    of: dict[str, dict[str, Candidate]] = {}
+    energy: dict[str, float] = {}
+    notes: dict[str, None] = {}
+    with calibrating(model):
+        for some in _parts(layers) if batches is not None else [layers]:
+            seen = _seen(model, some, choices, batches, unreached)
+            for layer in some:
+                if progress is not None:
+                    progress(f"formats of {layer.name}", len(of), len(layers))
+                statistics = seen.get(layer.name)
+                if fisher and layer.name in fisher:
+                    statistics = replace(statistics or Statistics(layer.name, 0), fisher=fisher[layer.name])
+                of[layer.name] = {}
+                for choice in choices:
+                    one, note = _candidate(layer, choice, statistics)
+                    of[layer.name][choice.format] = one
+                    notes |= dict.fromkeys(note)
+                energy[layer.name] = _energy(layer, statistics)
+    plain, _ = plain_tensors(model, {layer.name: layer for layer in layers})
+    rest = sum(tensor.numel() * tensor.element_size() for tensor in plain.values())
+    return Candidates(layers, of, energy, rest, tuple(notes), time.perf_counter() - started)
+
+
+def _refuse(
+    layers: Sequence[Layer],
+    choices: Sequence[Choice],
+    batches: Sequence[Any] | None,
+    fisher: Mapping[str, Tensor],
+) -> None:
+    if not layers or not choices:
+        raise ValueError(f"needed layers and formats to try, got {len(layers)} and {len(choices)}")
+    names = [choice.format for choice in choices]
+    if len(set(names)) < len(names):
+        raise ValueError(f"needed each format once, got {', '.join(names)}")
+    if batches is not None and not batches:
+        raise ValueError("needed at least one calibration batch, got none")
+    for choice in choices:
+        needs = solvers.get(choice.solver).needs
+        if batches is None and needs & {"second", "counts"}:
+            raise ValueError(f"the solver {choice.solver} needs calibration data, got none")
+        if "fisher" in needs and any(layer.name not in fisher for layer in layers):
+            raise ValueError(
+                f"the solver {choice.solver} needs squared gradients, got none. Give them as fisher="
+            )
+    for layer in layers:
+        if not bool(torch.isfinite(layer.tensor).all()):
+            raise ValueError(
+                f"the weight of {layer.name} holds NaN or infinite numbers. Load it anew, or leave it out"
+            )
+
+
+def _parts(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
+    """Layers whose second moments are held at a time."""
+    own: list[Layer] = []
+    held = 0
+    for layer in layers:
+        size = layer.groups * layer.shape[1] ** 2 if layer.kind != "embedding" else 0
+        if own and held + size > NUMBERS:
+            yield own
+            own, held = [], 0
+        own.append(layer)
+        held += size
+    yield own
+
+
+def _seen(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    choices: Sequence[Choice],
+    batches: Sequence[Any] | None,
+    unreached: str,
+) -> dict[str, Statistics]:
+    if batches is None:
+        return {}
+    collector = Collector(layers)
+    for inputs in batches:
+        with collector.watching():
+            call(model, inputs)
+    if unreached == "refuse" and any(solvers.get(choice.solver).needs for choice in choices):
+        refuse_unreached(layer.name for layer in layers if not collector.reached(layer))
+    return collector.statistics()
+
+
+def _candidate(layer: Layer, choice: Choice, statistics: Statistics | None) -> tuple[Candidate, list[str]]:
+    solver, notes = solvers.get(choice.solver), []
+    if any(getattr(statistics, need, None) is None for need in solver.needs):
+        notes.append(f"{layer.name}: its inputs were not seen, so it is rounded to nearest")
+        solver = solvers.get("nearest")
+    weight = layer.matrix()
+    try:
+        one = solver.solve(weight, formats.get(choice.format), statistics)
+    except (ValueError, TypeError) as why_not:
+        raise type(why_not)(f"{layer.name}: {why_not}") from why_not
+    one = Encoded(one.format, one.shape, {name: part.cpu() for name, part in one.parts.items()})
+    gap = one.decode().to(weight) - weight
+    # The choice stays as asked: the pipeline falls back, and says so, in the same way.
+    return Candidate(choice, one, float(gap.double().square().sum()), _rows(gap, statistics)), notes
+
+
+def _rows(gap: Tensor, statistics: Statistics | None) -> Tensor:
+    if statistics is None or statistics.second is None:
+        return gap.double().square().mean(1).cpu()
+    second = statistics.second.to(gap)
+    parts = gap.reshape(second.shape[0], -1, gap.shape[1])
+    errors = (torch.bmm(parts, second) * parts).sum(2).double()
+    traces = second.diagonal(dim1=1, dim2=2).double().sum(1, keepdim=True).clamp_min(1e-300)
+    return (errors / traces).reshape(-1).clamp_min(0.0).cpu()
+
+
+def _energy(layer: Layer, statistics: Statistics | None) -> float:
+    if statistics is None or statistics.second is None:
+        return float(layer.shape[1])
+    return float(statistics.second.diagonal(dim1=1, dim2=2).double().sum()) / statistics.second.shape[0]

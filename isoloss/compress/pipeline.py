@@ -1,0 +1,393 @@
+"""Compresses a model stage by stage: calibrate a block on what the compressed blocks before it give, encode it, go on.
+
+The order is that of GPTQ (Frantar et al. 2023, arXiv:2210.17323): a layer is fitted to the inputs that it will get
+from compressed layers, so that later ones make up for errors of earlier ones. Memory: the model, the inputs of one
+block for all batches, and one stage's statistics.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from isoloss.compress import formats, solvers
+from isoloss.compress.compressed import Compressed, plain_tensors
+from isoloss.compress.formats import Encoded
+from isoloss.compress.layers import Layer, find
+from isoloss.compress.recipe import AS_ASKED, Choice, Choices, Identity, Outcome, Recipe, chosen, identity
+from isoloss.compress.replay import Plan, Stage, calibrating, copied, digest, ending, remembering, survey
+from isoloss.compress.resume import Finished, Stages
+from isoloss.compress.statistics import Collector, Statistics, counted, refuse_unreached
+from isoloss.errors import NoAnswer
+from isoloss.measure.subject import call
+
+Progress = Callable[[str, int, int], None]
+Note = tuple[str, str]  # what, of which layer
+NUMBERS = 1 << 24  # weights of a stage where nothing is calibrated
+NAMED = 4  # layers that a note names
+UNREACHED = "no calibration data came to them"
+LOOKED_UP = "they are looked up and multiply nothing"
+
+
+def compress(
+    model: nn.Module,
+    choices: Choices,
+    batches: Sequence[Any] | None = None,
+    *,
+    folder: str | Path | None = None,
+    fisher: Mapping[str, Tensor] | None = None,
+    within: Literal["block", "layer"] = "block",
+    unreached: Literal["refuse", "nearest"] = "refuse",
+    progress: Progress | None = None,
+    known_as: Identity | None = None,
+) -> Compressed:
+    """Compress a model's weights, stage by stage.
+
+    The model itself is changed, so that there is one copy of it: when this returns it has the decoded weights. When it
+    raises, some layers have theirs and others not.
+
+    Args:
+        model: any module; what :func:`isoloss.compress.layers.find` finds in it.
+        choices: format and solver of all layers, or by name or pattern (:func:`isoloss.compress.recipe.chosen`).
+        batches: calibration inputs: of each batch a tensor, a tuple of arguments or a dict of keywords; of padded ones
+            what ``attention_mask`` leaves out does not count. They are gone through several times. None: nothing is calibrated, for solvers that need no data.
+        folder: where finished stages are kept. The same call with the same folder goes on after them, to the same
+            bits; it can be deleted when the model is saved.
+        fisher: layer -> mean squared gradient (:func:`isoloss.compress.fisher.fisher`), for solvers that need it.
+        within: ``block``: layers of a block are calibrated together, in one pass; ``layer``: one after another, each
+            on what the compressed ones before it give, in a pass for each.
+        unreached: what to do with a layer that no data come to and whose solver needs them: ``refuse``, or
+            ``nearest`` to round it, which a note says.
+        progress: (what is being done, layers done, layers in all).
+        known_as: which model this is, for the recipe; found out where not given.
+
+    Raises:
+        ValueError: a weight that is not finite, an unknown layer, no batch, data or Fisher that a solver needs are not
+            given, inputs that are not finite; a folder of another compression.
+        TypeError: a format that the solver cannot fill.
+        NoAnswer: no data came to a layer.
+
+    Example:
+        >>> from isoloss.compress.recipe import Choice
+        >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> made = compress(net, Choice("int4", "gptq"), [torch.randn(32, 8)])
+        >>> made.bits, made.weights  # 4 bits each, and a scale of 16 for each of 20 outputs
+        (1088, 192)
+        >>> sorted(made.recipe.left)
+        ['0.bias', '2.bias']
+    """
+    started = time.perf_counter()
+    found = find(model)
+    selected = chosen(found.layers, choices)
+    work = _Work(model, {}, None if batches is None else list(batches), fisher or {}, within, unreached)
+    for layer in found.layers:
+        choice = selected[layer.name]
+        if choice is not None:
+            work.wanted[layer.name] = (layer, choice)
+    work.refuse()
+    outcomes: dict[str, Outcome] = {}
+    encoded: dict[str, Encoded] = {}
+    notes: list[Note] = []
+    with calibrating(model):
+        plan = work.plan()
+        notes += [(note, "") for note in plan.notes]
+        keep = Stages(Path(folder), work.fingerprint(plan)) if folder is not None else None
+        for finished in work.stages(plan, keep, progress):
+            encoded |= finished.encoded
+            outcomes |= finished.outcomes
+            notes += finished.notes
+    order = list(work.wanted)
+    encoded = {name: encoded[name] for name in order}
+    plain, tied = plain_tensors(model, {name: work.wanted[name][0] for name in order})
+    left = found.left | {
+        layer.path if layer.index is None else f"{layer.path}.{layer.index}": AS_ASKED
+        for layer in found.layers
+        if layer.name not in work.wanted
+    }
+    recipe = Recipe(
+        known_as or identity(model), {name: outcomes[name] for name in order}, left, tied, _joined(notes)
+    )
+    return Compressed(encoded, plain, recipe, time.perf_counter() - started)
+
+
+@dataclass
+class _Work:
+    """One compression: what is wanted, and what is remembered between stages."""
+
+    model: nn.Module
+    wanted: dict[str, tuple[Layer, Choice]]
+    batches: list[Any] | None
+    fisher: Mapping[str, Tensor]
+    within: str
+    unreached: str
+    early: dict[str, Statistics] = field(default_factory=dict)
+    outputs: list[dict[int, Any]] = field(default_factory=list)
+    remembered: int = 0
+
+    def refuse(self) -> None:
+        """Say what is wrong before anything is changed."""
+        if self.batches is not None and not self.batches:
+            raise ValueError("needed at least one calibration batch, got none")
+        for name, (layer, choice) in self.wanted.items():
+            if not bool(torch.isfinite(layer.tensor).all()):
+                raise ValueError(
+                    f"the weight of {name} holds NaN or infinite numbers. Load it anew, or leave it out"
+                )
+            needs = solvers.get(choice.solver).needs
+            if self.batches is None and needs & {"second", "counts"}:
+                raise ValueError(f"the solver {choice.solver} of {name} needs calibration data, got none")
+            if "fisher" in needs and name not in self.fisher:
+                raise ValueError(
+                    f"the solver {choice.solver} of {name} needs squared gradients, got none. Make them with "
+                    "isoloss.compress.fisher.fisher and give them as fisher="
+                )
+        for choice in {choice for _, choice in self.wanted.values()}:
+            _try(choice)
+
+    @property
+    def layers(self) -> list[Layer]:
+        return [layer for layer, _ in self.wanted.values()]
+
+    def plan(self) -> Plan:
+        """In which stages the layers are done."""
+        if self.batches is not None:
+            return survey(self.model, self.layers, self.batches[0])
+        stages: list[Stage] = []
+        own: list[Layer] = []
+        for layer in self.layers:
+            own.append(layer)
+            if sum(one.tensor.numel() for one in own) >= NUMBERS or layer is self.layers[-1]:
+                stages.append(Stage(own[0].name, (tuple(own),), 0, False))
+                own = []
+        return Plan(tuple(stages), (), "last", frozenset())
+
+    def fingerprint(self, plan: Plan) -> str:
+        """Of all that decides the result."""
+        found = hashlib.sha256()
+        said = [(name, choice.format, choice.solver) for name, (_, choice) in self.wanted.items()]
+        steps = [[[layer.name for layer in step] for step in stage.steps] for stage in plan.stages]
+        found.update(repr((said, steps, self.within, self.unreached)).encode())
+        found.update(digest(dict(self.model.state_dict())).encode())
+        found.update(digest(self.batches).encode())
+        found.update(
+            digest({name: self.fisher[name] for name in self.wanted if name in self.fisher}).encode()
+        )
+        return found.hexdigest()
+
+    def stages(self, plan: Plan, keep: Stages | None, progress: Progress | None) -> Iterator[Finished]:
+        """Go through the stages; each is in the model when it is given."""
+        before = [keep.read(i) if keep is not None else None for i in range(len(plan.stages))]
+        last = max((i for i, stage in enumerate(plan.stages) if stage.steps), default=-1)
+        todo = [
+            layer
+            for stage, done in zip(plan.stages, before, strict=True)
+            for layer in stage.layers
+            if done is None and layer.name in plan.several
+        ]
+        if todo:
+            # Used in several stages: measured in all of them before the first is changed.
+            self.early = self._collect(todo, lambda i: nullcontext())
+        self.outputs = [{} for _ in self.batches or ()]
+        count = 0
+        for i, stage in enumerate(plan.stages[: last + 1]):
+            if progress is not None:
+                progress(stage.name, count, len(self.wanted))
+            done = before[i]
+            if done is None:
+                done = self._stage(plan, stage)
+                if keep is not None and stage.steps:
+                    keep.write(i, done)
+            else:
+                for name, one in done.encoded.items():
+                    self.wanted[name][0].put(one.decode())
+            count += len(stage.layers)
+            later = zip(plan.stages[i + 1 : last + 1], before[i + 1 : last + 1], strict=True)
+            following = next((own for one, own in later if own is None or one.block), done)
+            if stage.block and following is None:  # a finished block after this one does it for both
+                self._remember(plan, stage)
+            yield done
+        if progress is not None:
+            progress("done", count, len(self.wanted))
+
+    def _stage(self, plan: Plan, stage: Stage) -> Finished:
+        steps = stage.steps if self.within == "layer" else ((stage.layers,) if stage.steps else ())
+        encoded: dict[str, Encoded] = {}
+        outcomes: dict[str, Outcome] = {}
+        notes: list[Note] = []
+        for step in steps:
+            statistics = {layer.name: self.early[layer.name] for layer in step if layer.name in self.early}
+            open_ = [layer for layer in step if layer.name not in statistics]
+            if self.batches is not None and open_:
+                statistics |= self._collect(open_, lambda i: self._until(plan, stage, i, None))
+            for layer in step:
+                one, outcome, said = self._encode(layer, statistics.get(layer.name))
+                encoded[layer.name], outcomes[layer.name] = one, outcome
+                notes += said
+                layer.put(one.decode())
+        return Finished(encoded, outcomes, tuple(notes))
+
+    def _collect(
+        self, layers: Sequence[Layer], partly: Callable[[int], AbstractContextManager[None]]
+    ) -> dict[str, Statistics]:
+        """Statistics of layers over all batches, as far as the model runs in ``partly``."""
+        collector = Collector(layers)
+        for i, inputs in enumerate(self.batches or ()):
+            with collector.watching(counted(inputs)), partly(i):
+                call(self.model, inputs)
+        if self.unreached == "refuse":
+            needing = [one for one in layers if solvers.get(self.wanted[one.name][1].solver).needs]
+            refuse_unreached(one.name for one in needing if not collector.reached(one))
+        return collector.statistics()
+
+    @contextmanager
+    def _until(self, plan: Plan, stage: Stage, i: int, take: Callable[[Any], None] | None) -> Iterator[None]:
+        """The model runs from the last finished block to the end of a stage, on batch ``i``."""
+
+        def give(block: int) -> Any:
+            kept = plan.kept(block, stage.done)
+            if kept not in self.outputs[i]:
+                raise ValueError(
+                    f"{plan.blocks[kept].name} ran on the first calibration batch and not on number {i}. Give batches "
+                    "that take the same way through the model"
+                )
+            return self.outputs[i][kept]
+
+        with ending(plan, stage, take), remembering(plan.blocks[: stage.done], give):
+            yield
+
+    def _remember(self, plan: Plan, stage: Stage) -> None:
+        """Keep what a block that is finished gives, and no more than is needed to go on."""
+        done = stage.done + 1
+        needed = {plan.kept(block, done) for block in range(done)}
+        for i, inputs in enumerate(self.batches or ()):
+            own = self.outputs[i]
+            with ExitStack() as stack:
+                if self.remembered == stage.done:
+                    way = self._until(plan, stage, i, partial(own.__setitem__, stage.done))
+                else:  # earlier stages were read from their files: all blocks up to here run once
+                    way = ending(plan, stage, partial(own.__setitem__, stage.done))
+                    for block in needed - {stage.done}:
+                        hook = plan.blocks[block].modules[-1].register_forward_hook(_noting(own, block))
+                        stack.callback(hook.remove)
+                stack.enter_context(way)
+                call(self.model, inputs)
+            self.outputs[i] = {block: value for block, value in own.items() if block in needed}
+        self.remembered = done
+
+    def _encode(self, layer: Layer, statistics: Statistics | None) -> tuple[Encoded, Outcome, list[Note]]:
+        """A layer's encoded weight, and what was done."""
+        started = time.perf_counter()
+        choice = self.wanted[layer.name][1]
+        notes: list[Note] = []
+        if layer.name in self.fisher:
+            bare = statistics or Statistics(layer.name, 0)
+            statistics = replace(bare, fisher=self.fisher[layer.name])
+        solver = solvers.get(choice.solver)
+        if any(getattr(statistics, need, None) is None for need in solver.needs):
+            why = UNREACHED if statistics is None or not statistics.count else LOOKED_UP
+            notes.append((f"{why}, so they are rounded to nearest and not by {solver.spec}", layer.name))
+            solver = solvers.get("nearest")
+        weight = layer.matrix()
+        try:
+            one = _on_cpu(solver.solve(weight, formats.get(choice.format), statistics))
+        except ValueError as why_not:
+            raise ValueError(f"{layer.name}: {why_not}") from why_not
+        except NoAnswer as why_not:
+            raise NoAnswer(f"{layer.name}: {why_not.reason}", why_not.needed) from why_not
+        error, of = relative_error(weight, one.decode().to(weight), statistics)
+        notes += [(what, layer.name) for what in _cautions(statistics)]
+        outcome = Outcome(
+            layer.path,
+            layer.kind,
+            layer.shape,
+            str(layer.tensor.dtype).removeprefix("torch."),
+            one.format.spec,
+            solver.spec,
+            one.bits,
+            error,
+            of,
+            0 if statistics is None else statistics.count,
+            time.perf_counter() - started,
+        )
+        return one, outcome, notes
+
+
+def relative_error(weight: Tensor, decoded: Tensor, statistics: Statistics | None) -> tuple[float, str]:
+    """Squared error over the square of the whole, and of what: ``output``, ``lookup`` or ``weight``.
+
+    Example:
+        >>> relative_error(torch.ones(1, 2), torch.tensor([[1.0, 0.0]]), None)
+        (0.5, 'weight')
+    """
+    off = weight - decoded
+    if statistics is not None and statistics.second is not None:
+        second, of = statistics.second, "output"
+        lost = solvers.output_error(weight, decoded, second)
+        whole = solvers.output_error(weight, torch.zeros_like(weight), second)
+    elif statistics is not None and statistics.counts is not None:
+        times = statistics.counts.to(weight)[:, None]
+        lost, whole, of = (
+            float((off.square() * times).sum()),
+            float((weight.square() * times).sum()),
+            "lookup",
+        )
+    else:
+        lost, whole, of = float(off.square().sum()), float(weight.square().sum()), "weight"
+    return (lost / whole if whole > 0 else 0.0), of
+
+
+def _try(choice: Choice) -> None:
+    """Refuse a format that the solver cannot fill before anything is run."""
+    weight = torch.linspace(-1, 1, 64).reshape(4, 16)
+    ends = torch.ones(16)
+    facts = Statistics("trial", 64, torch.eye(16)[None], 0 * ends, -ends, ends, torch.ones_like(weight))
+    try:
+        solvers.get(choice.solver).solve(weight, formats.get(choice.format), facts)
+    except TypeError as error:
+        raise TypeError(f"the solver {choice.solver} cannot fill {choice.format}: {error}") from error
+    except (ValueError, NoAnswer):
+        pass  # of this small weight, not of the model's
+
+
+def _noting(own: dict[int, Any], block: int) -> Callable[[Any, Any, Any], None]:
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        own[block] = copied(output)
+
+    return note
+
+
+def _on_cpu(one: Encoded) -> Encoded:
+    return Encoded(one.format, one.shape, {name: part.cpu() for name, part in one.parts.items()})
+
+
+def _cautions(statistics: Statistics | None) -> Iterator[str]:
+    if statistics is None or statistics.second is None:
+        return
+    groups, width, _ = statistics.second.shape
+    if statistics.low is not None and statistics.high is not None:
+        same = int((statistics.low == statistics.high).sum())
+        if same:
+            yield f"of {groups * width} inputs, {same} never change on the calibration data"
+    if statistics.count < width:
+        yield "they saw fewer rows than they have inputs: more calibration data would help"
+
+
+def _joined(notes: Sequence[Note]) -> tuple[str, ...]:
+    """A sentence for each thing to say, with the layers that it is said of."""
+    of: dict[str, list[str]] = {}
+    for what, name in notes:
+        of.setdefault(what, []).append(name)
+    out = []
+    for what, names in of.items():
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        out.append(f"{', '.join(names[:NAMED])}{more}: {what}" if names[0] else what)
+    return tuple(out)

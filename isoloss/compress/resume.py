@@ -1,0 +1,137 @@
+"""Finished stages in a folder, so that work that was cut off goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from isoloss.compress.formats import Encoded
+from isoloss.compress.recipe import Outcome
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """What a stage came to: layer -> its encoded weight, layer -> what was done, notes as (what, of which layer)."""
+
+    encoded: Mapping[str, Encoded]
+    outcomes: Mapping[str, Outcome]
+    notes: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Files of finished stages.
+
+    Args:
+        folder: made where it is not there.
+        fingerprint: of everything that decides the result; files of another one are refused.
+    """
+
+    folder: Path
+    fingerprint: str
+
+    def read(self, number: int) -> Finished | None:
+        """A stage that was finished before; None if it was not.
+
+        Raises:
+            ValueError: the file is of another compression, or damaged.
+        """
+        path = self._path(number)
+        if not path.is_file():
+            return None
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                facts = json.loads((file.metadata() or {})["stage"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
+            outcomes = {
+                name: Outcome(**{**done, "shape": tuple(done["shape"])})
+                for name, done in facts["layers"].items()
+            }
+            found = facts["fingerprint"]
+            encoded = {
+                name: Encoded.from_tensors(done.format, done.shape, parts_of(tensors, name))
+                for name, done in outcomes.items()
+            }
+        except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is no finished stage: {error}. Delete it, and it is done again"
+            ) from error
+        if found != self.fingerprint:
+            raise ValueError(
+                f"{self.folder} holds stages of another model, other data or other choices. Name another folder, or "
+                "delete this one"
+            )
+        return Finished(encoded, outcomes, tuple((what, name) for what, name in facts["notes"]))
+
+    def write(self, number: int, stage: Finished) -> None:
+        """Keep a finished stage: the whole file, or none."""
+        facts = {
+            "fingerprint": self.fingerprint,
+            "layers": {name: asdict(done) for name, done in stage.outcomes.items()},
+            "notes": list(stage.notes),
+        }
+        write_tensors(self._path(number), flat(stage.encoded), {"stage": json.dumps(facts)})
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"stage-{number:04d}.safetensors"
+
+
+def flat(encoded: Mapping[str, Encoded]) -> dict[str, Tensor]:
+    """Tensors of several encoded weights: ``layer:part``."""
+    return {
+        f"{name}:{part}": tensor for name, one in encoded.items() for part, tensor in one.tensors().items()
+    }
+
+
+def parts_of(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Of :func:`flat`, those of one layer."""
+    start = f"{name}:"
+    return {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
+    """Write a safetensors file beside ``path`` and rename it: a crash leaves the old file or the new one.
+
+    Raises:
+        ValueError: it cannot be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
+    os.close(handle)
+    try:
+        own = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        safetensors.torch.save_file(_apart(own), name, dict(facts))
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)  # mkstemp's 0600 is for secrets
+        with open(name, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException as error:
+        Path(name).unlink(missing_ok=True)
+        if isinstance(error, (OSError, safetensors.SafetensorError)):
+            raise ValueError(f"cannot write {path}: {error}") from error
+        raise
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Parts of one memory get memory of their own: the file format wants it so."""
+    seen: set[int] = set()
+    out = {}
+    for key, tensor in tensors.items():
+        place = tensor.untyped_storage()._cdata
+        alone = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+        out[key] = tensor if alone and place not in seen else tensor.clone()
+        seen.add(place)
+    return out
