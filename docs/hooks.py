@@ -86,7 +86,16 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     for mark, made in (("<!-- verbs -->", command_line), ("<!-- parts -->", part_table)):
         if mark in markdown:
             markdown = markdown.replace(mark, made())
-    return markdown
+    return drawn(markdown)
+
+
+# Code, in a fence or in backticks, or a formula in dollars: none of them begins or ends with a blank.
+_CODE_OR_FORMULA = re.compile(r"^ *```.*?^ *```|`+.+?`+|\$(?=\S)([^$\n`]+?)(?<=\S)\$(?!\w)", re.S | re.M)
+
+
+def drawn(markdown: str) -> str:
+    """A page's formulas in dollars, which GitHub draws, as MathML."""
+    return _CODE_OR_FORMULA.sub(lambda m: mathml(m[1], "inline") if m[1] else m[0], markdown)
 
 
 def pages() -> dict[str, str]:

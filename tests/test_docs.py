@@ -50,6 +50,12 @@ def codes_in_table(text: str, heading: str) -> set[str]:
 # Examples
 
 
+def test_formulas_in_dollars_are_drawn_and_code_is_left_alone(hooks):
+    assert hooks.drawn("so $x^2$.") == f"so {hooks.mathml('x^2', 'inline')}."
+    for text in ("from $5 to $6", "`a $x$ b`", "```sh\necho $HOME $USER\n```", "US$3 and $ 4 $"):
+        assert hooks.drawn(text) == text
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_examples_run_and_print_what_the_page_says(path, tmp_path):
     if absent := absent_tables(path):
@@ -351,6 +357,7 @@ def documents(tmp_path_factory):
         "measure nets.py:shared nets.py:bare --what params,flops,noise_scale",
         "compress nets.py:shared --format int4 --out small",
         "compress nets.py:shared --bits 5 --dry-run",
+        "export small --to small.onnx --model nets.py:shared",
     ]
     log_curves(folder)
     verbs += [
