@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -143,7 +142,9 @@ def _document(
         "encoded_bytes": sum(written.bits.values()) // 8,
         "own_bytes": compressed.bytes,
         "own_encoded_bytes": compressed.bits // 8,
-        "difference": None if difference is None else asdict(difference),
+        "read_back_by": None if difference is None else difference.by,
+        "difference": None if difference is None else difference.largest,
+        "largest_output": None if difference is None else difference.size,
         "layers": [
             {
                 "name": name,
@@ -154,7 +155,7 @@ def _document(
             }
             for name, type in written.types.items()
         ],
-        "left": [{"path": path, "why": why} for path, why in written.left.items()],
+        "left": [f"{path}: {why}" for path, why in written.left.items()],
         "notes": list(written.notes),
     }
 
@@ -165,11 +166,11 @@ def _print(found: dict[str, Any], style: Style, layers: bool) -> None:
         ["of them encoded weights", f"{found['encoded_bytes']:,}"],
         ["encoded weights in the folder", f"{found['own_encoded_bytes']:,}"],
     ]
-    if found["difference"]:
+    if found["read_back_by"]:
         rows += [
-            ["read back by", found["difference"]["by"]],
-            ["largest difference", number(found["difference"]["largest"], 2)],
-            ["largest output", number(found["difference"]["size"], 3)],
+            ["read back by", found["read_back_by"]],
+            ["largest difference", number(found["difference"], 2)],
+            ["largest output", number(found["largest_output"], 3)],
         ]
     else:
         rows.append(["read back by", "nothing that is installed"])
@@ -184,6 +185,6 @@ def _print(found: dict[str, Any], style: Style, layers: bool) -> None:
         kinds = [[*key, str(len(some)), f"{sum(some):,}"] for key, some in counts.items()]
         show(Table(["format", "stored as", "layers", "bits"], kinds, words=["format"]), style)
     for one in found["left"]:
-        say(f"left out: {one['path']}: {one['why']}", style)
+        say(f"left out: {one}", style)
     for note in found["notes"]:
         say(f"note: {note}", style)
