@@ -61,6 +61,9 @@ def measure(
             help="Of the training step whose memory is asked for: sgd, momentum, adam, adamw, muon."
         ),
     ] = "adamw",
+    seconds: Annotated[
+        float, typer.Option(min=1.0, help="By the clock, after which a probe of a model is given up.")
+    ] = 600.0,
     threads: Annotated[int | None, typer.Option(min=1, help="Of torch; its own choice if not given.")] = None,
     roofline: Annotated[
         str | None,
@@ -117,7 +120,9 @@ def measure(
     with _status() as tell:
         tell("roofline of this machine")
         roof = _roof(roofline) if "traffic" in names else None
-        settings = Settings(seed, accuracy, optimiser, roof, power, carbon, longest_prompt, longest_output)
+        settings = Settings(
+            seed, accuracy, optimiser, roof, power, carbon, longest_prompt, longest_output, seconds
+        )
         tell("latencies in turn")
         timings = in_turn(loaded) if "latency" in names else {}
         found = []
@@ -128,7 +133,7 @@ def measure(
                 tell(f"{of}: {probe}, {done} of {count} done")
 
             found.append(run(one, names, settings, advance, timings.get(name)))
-    side = _compared(found)
+    side = _compared(found, names)
     with for_people(json):
         _print(found, side, layers, style)
     if runs is not None:
@@ -199,14 +204,20 @@ def _status() -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(text)
 
 
-def _compared(found: list[Measured]) -> Comparison | None:
-    """Costs side by side, where there are several models with costs in common."""
-    from isoloss.measure.misnomer import compare
+def _compared(found: list[Measured], names: list[str]) -> Comparison | None:
+    """Costs side by side, where there are several models with costs in common.
+
+    That some are lacking is said where all were asked for, not to who chose single ones.
+    """
+    from isoloss.measure import WHAT
+    from isoloss.measure.misnomer import KINDS, compare
+
+    kinds = tuple(KINDS) if set(WHAT["costs"]) <= set(names) else ()
 
     if len(found) < 2:
         return None
     try:
-        return compare({one.name: one.measurements for one in found})
+        return compare({one.name: one.measurements for one in found}, kinds=kinds)
     except ValueError:
         return None
 

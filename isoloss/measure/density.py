@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from isoloss.measure.eigen import fits
+from isoloss.measure.eigen import finite, fits
 from isoloss.measure.measurement import Measurement, timed
 from isoloss.measure.products import Product, gradient_seconds, hessian, switched
 from isoloss.measure.subject import Subject
@@ -95,7 +95,7 @@ def spectral_density(product: Product, steps: int = 60, starts: int = 4, seed: i
 
     Raises:
         ValueError: fewer than one step or start.
-        NoAnswer: the vectors would take more than :data:`isoloss.measure.eigen.ROOM` bytes.
+        NoAnswer: the vectors would take more than :data:`isoloss.measure.eigen.ROOM` bytes, or a product is not finite.
 
     Example:
         >>> diagonal = torch.tensor([1.0, 1.0, 2.0, 5.0]).double()
@@ -134,6 +134,7 @@ def _lanczos(product: Product, steps: int, generator: torch.Generator) -> tuple[
     for j in range(steps):
         w = product.flat(basis[j].to(first.dtype)).to(precision)
         size = float(torch.linalg.vector_norm(w))
+        finite(size)
         alphas.append(float(basis[j] @ w))
         if j == steps - 1:
             break

@@ -11,6 +11,7 @@ sensitivity, HAWQ).
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +71,8 @@ def top_eigenpairs(
 
     Raises:
         ValueError: an end of another name; fewer than one or more eigenvalues than rows.
-        NoAnswer: the vectors that Lanczos keeps, 8 to 2 ``count`` + 6, would take more than :data:`ROOM`.
+        NoAnswer: the vectors that Lanczos keeps, 8 to 2 ``count`` + 6, would take more than :data:`ROOM`; or a product
+            is not finite.
 
     Example:
         >>> diagonal = torch.tensor([1.0, -7.0, 2.0, 5.0, 0.0, 0.5])
@@ -93,6 +95,7 @@ def top_eigenpairs(
         first = next(iter(product.like.values()))
         av = product.flat(torch.from_numpy(np.ascontiguousarray(v).reshape(-1)).to(first))
         out: Array = av.detach().double().cpu().numpy()
+        finite(out.sum())
         return out
 
     values, vectors = _solve(times, product.size, count, end, tolerance, most, seed)
@@ -145,7 +148,19 @@ def fits(vectors: int, size: int, width: int, room: int = ROOM) -> None:
     if vectors * size * width > room:
         raise NoAnswer(
             f"Lanczos keeps {vectors} vectors of {size:,} numbers, {vectors * size * width / 1e9:.3g} GB",
-            f"at most {room / 1e9:.3g} GB: blocks of the matrix (only=), or fewer vectors",
+            f"at most {room / 1e9:.3g} GB. Do: block_eigenvalues, which goes layer by layer, or hessian(subject, only=)",
+        )
+
+
+def finite(value: float) -> None:
+    """Refuse to go on from what is not a number.
+
+    Raises:
+        NoAnswer: the value is infinite or NaN.
+    """
+    if not math.isfinite(value):
+        raise NoAnswer(
+            "products with the matrix are not finite", "weights and data on which the loss is finite"
         )
 
 

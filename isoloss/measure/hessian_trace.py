@@ -33,6 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isoloss.errors import NoAnswer
 from isoloss.measure.criteria import Criterion
 from isoloss.measure.estimates import dot, drawn, mean_and_se, scatter_at_most, signs
 from isoloss.measure.linearity import kinked
@@ -89,6 +90,9 @@ def hessian_trace(
         most: nominal cost in gradients at which to give up; then ``reached`` is false.
         seed: of the random vectors.
 
+    Raises:
+        NoAnswer: the loss is not finite.
+
     Example:
         >>> import torch
         >>> from isoloss.measure.criteria import SquaredError
@@ -137,6 +141,8 @@ def _spend(
             value += known.total
             se, bound = math.hypot(se, known.total_error), math.hypot(bound, known.margin * known.total_error)
             cost += KNOWN * known.draws
+        if not math.isfinite(value):
+            raise NoAnswer("quadratic forms are not finite", "weights and data on which the loss is finite")
         goal = accuracy * abs(value)
         if bound <= goal or cost >= most:
             return HessianTrace(

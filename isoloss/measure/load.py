@@ -90,7 +90,8 @@ def load(model: str, wanted: Wanted | None = None) -> Loaded:
         wanted: data and batches; of a function only the seed is used (``torch.manual_seed``).
 
     Raises:
-        ValueError: it names nothing that can be loaded, or loading fails; the message says what was found.
+        ValueError: it names nothing that can be loaded, or loading or the function fails; the message says what was
+            found.
         TypeError: the function gives something else.
     """
     wanted = wanted or Wanted()
@@ -136,7 +137,10 @@ def function(text: str) -> Callable[[], Any]:
 def _from_function(path: Path, text: str, wanted: Wanted) -> Loaded:
     make = function(text)
     torch.manual_seed(wanted.seed)
-    made = make()
+    try:
+        made = make()
+    except Exception as error:
+        raise ValueError(f"{text} failed: {_said(error, path)}") from error
     notes = ("data and batches are those of the function",) if wanted.data is not None else ()
     if isinstance(made, Loaded):
         return replace(made, notes=(*made.notes, *notes))
@@ -190,11 +194,21 @@ def _module(path: Path, text: str) -> ModuleType:
         spec.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[spec.name]
-        said = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        frames = traceback.extract_tb(error.__traceback__)
-        line = f", line {frames[-1].lineno} of {Path(frames[-1].filename).name}" if frames else ""
-        raise ValueError(f"importing {path} failed: {said}{line}") from error
+        raise ValueError(f"importing {path} failed: {_said(error, path)}") from error
     return module
+
+
+def _said(error: BaseException, path: Path) -> str:
+    """Its kind, its first line, and the line of the file that led to it."""
+    said = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).resolve() == path.resolve()
+    ]
+    if isinstance(error, SyntaxError):
+        return said  # which names the line
+    return said + (f", line {lines[-1]} of {path.name}" if lines else "")
 
 
 def _from_checkpoint(folder: Path, wanted: Wanted) -> Loaded:

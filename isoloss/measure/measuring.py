@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
+import isoloss
 from isoloss.errors import NoAnswer
 from isoloss.measure import PROBES, WHAT, probe
 from isoloss.measure.energy import Carbon, PowerModel
 from isoloss.measure.latency import Timing
 from isoloss.measure.load import Loaded
 from isoloss.measure.measurement import Measurement
+from isoloss.measure.products import weights
 from isoloss.measure.roofline import Roofline
+from isoloss.measure.subject import Subject
+from isoloss.measure.zero import moments_of
 from isoloss.runs.finding import Finding
 
 OF_GRADIENTS = (
@@ -24,8 +33,10 @@ OF_GRADIENTS = (
     "noise_scale",
     "noise_scale_curved",
 )  # of the loss, which may be at its least
-# What a probe may raise because of the model in front of it; anything else is a mistake of this package.
+# What a probe may raise because of the model in front of it. Anything else, raised by a line of this package, is a
+# mistake of it; raised by the model's own code or by torch, it is the model's.
 CANNOT = (NoAnswer, TypeError, ValueError, NotImplementedError, RuntimeError, MemoryError)
+OWN = Path(isoloss.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,7 @@ class Settings:
         roof: of the machine.
         power, carbon: for energy where no counter can be read, and for emissions.
         longest_prompt, longest_output: of timings of generation [token].
+        seconds: by the clock, after which a probe is given up, where the system has a timer for it.
     """
 
     seed: int = 0
@@ -49,6 +61,10 @@ class Settings:
     carbon: Carbon | None = None
     longest_prompt: int = 256
     longest_output: int = 32
+    seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        moments_of(self.optimiser)  # before anything is measured
 
 
 @dataclass(frozen=True)
@@ -182,6 +198,7 @@ def measure(
     failed: list[Failed] = []
     findings: list[Finding] = []
     results: dict[str, Any] = {}
+    blocked: str | None = None  # not asked yet
     for done, name in enumerate(names):
         if progress is not None:
             progress(name, done, len(names))
@@ -192,11 +209,24 @@ def measure(
             failed.append(Failed(name, loaded.flat))
             continue
         function = probe(name)
+        if name not in WHAT["costs"]:
+            if blocked is None:
+                blocked = _blocked(loaded.subject)
+            if blocked:
+                failed.append(Failed(name, blocked))
+                continue
         try:
-            found = function(
-                **{key: pool[key] for key in inspect.signature(function).parameters if key in pool}
-            )
-        except CANNOT as error:
+            with _at_most(settings.seconds):
+                found = function(
+                    **{key: pool[key] for key in inspect.signature(function).parameters if key in pool}
+                )
+        except _Late:
+            why = f"not done within {settings.seconds:g} s. Needed: more (--seconds), or fewer or shorter examples"
+            failed.append(Failed(name, why))
+            continue
+        except Exception as error:
+            if not _of_the_model(error):
+                raise
             failed.append(Failed(name, _why(error)))
             continue
         results[name] = found
@@ -214,7 +244,9 @@ def in_turn(loaded: Sequence[Loaded], repeats: int = 20) -> dict[str, Timing]:
         return {}
     try:
         return latency([one.subject for one in loaded], repeats=repeats)
-    except CANNOT:  # each model's own probe will say why
+    except Exception as error:  # each model's own probe will say why
+        if not _of_the_model(error):
+            raise
         return {}
 
 
@@ -229,6 +261,51 @@ def state() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load": _known(load()),
     }
+
+
+class _Late(BaseException):
+    """The time of a probe is over. No Exception, which probes may take for one of the model's."""
+
+
+@contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """End the block after so many seconds by the clock; without a timer, and off the main thread, never."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: Any) -> None:
+        raise _Late
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _of_the_model(error: Exception) -> bool:
+    """Whether it is the model in front of a probe that is at fault."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, CANNOT) or not (frames and Path(frames[-1].filename).is_relative_to(OWN))
+
+
+def _blocked(subject: Subject) -> str:
+    """Why no probe of derivatives can run on the subject: said once, and in its terms; empty if nothing is known."""
+    if not subject.parameters():
+        return "no parameter takes a gradient. Needed: a model that trains"
+    try:
+        with subject.measuring(), torch.no_grad():
+            losses = [float(subject.loss(batch)) for batch, _ in weights(subject)]
+    except Exception as error:
+        if not _of_the_model(error):
+            raise
+        return _why(error)
+    if all(map(math.isfinite, losses)):
+        return ""
+    return f"the loss is {next(x for x in losses if not math.isfinite(x))}. Needed: weights and data on which it is finite"
 
 
 def _why(error: BaseException) -> str:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from isoloss.measure.measurement import Measurement
 from isoloss.runs.finding import Finding
 
-__all__ = ["KINDS", "Comparison", "Contradiction", "compare", "kendall", "missing"]
+__all__ = ["COMPARED", "KINDS", "Comparison", "Contradiction", "compare", "kendall", "missing"]
 
 KINDS: Mapping[str, tuple[str, ...]] = {
     "parameters": ("params",),
@@ -33,8 +33,23 @@ KINDS: Mapping[str, tuple[str, ...]] = {
 }
 """Kinds of cost that belong together -> how the names of their measurements begin."""
 
-COMPARED = ("params", "params_active", "flops_forward", "flops_step", "bytes_params")
-COMPARED_BEGINS = ("bytes_moved", "memory", "latency", "throughput", "energy")
+COMPARED = (
+    "params",
+    "params_active",
+    "bytes_params",
+    "flops_forward",
+    "flops_step",
+    "memory_activations",
+    "memory_peak",
+    "memory_peak_measured",
+    "bytes_moved",
+    "latency",
+    "throughput",
+    "runtime_per_token",
+    "energy",
+)
+"""What is compared if nothing is named; parts and second readings of these (buffers, CPU time) are not."""
+
 MORE_IS_CHEAPER = ("throughput",)
 
 Floats = npt.NDArray[np.float64]
@@ -152,15 +167,17 @@ def compare(
     costs: Sequence[str] | None = None,
     quality: Mapping[str, float] | None = None,
     coverage: float = 0.95,
+    kinds: Sequence[str] = tuple(KINDS),
 ) -> Comparison:
     """Set costs side by side and name what they contradict each other in.
 
     Args:
         models: name -> its measurements; those of whole models are compared.
-        costs: names of measurements; default: the usual costs (``COMPARED``, ``COMPARED_BEGINS``) that every model has.
+        costs: names of measurements; default: those of :data:`COMPARED` that every model has.
         quality: name -> how good the model is, more is better (minus the loss).
         coverage: probability that no difference is called real that is noise, over all differences together
             (Bonferroni, normal errors).
+        kinds: of cost (:data:`KINDS`) whose absence is a finding.
 
     Raises:
         ValueError: fewer than two models, a cost that a model lacks, or no cost that all have.
@@ -180,14 +197,16 @@ def compare(
     picked = [[held[name][cost] for cost in chosen] for name in names]
     values = np.array([[each.value for each in row] for row in picked], dtype=np.float64)
     errors = np.array([[each.se for each in row] for row in picked], dtype=np.float64)
-    turned = np.array([-1.0 if cost.startswith(MORE_IS_CHEAPER) else 1.0 for cost in chosen])
+    turned = np.array([-1.0 if cost in MORE_IS_CHEAPER else 1.0 for cost in chosen])
     order, unsure = _orders(values * turned, errors, coverage)
     tau = np.array([[kendall(a, b) for b in (values * turned).T] for a in (values * turned).T])
     clashes = sorted(
         _contradictions(names, chosen, values, turned, order, quality),
         key=lambda each: -min(each.saved, each.paid),
     )
-    lacking = {name: missing(measured) for name, measured in models.items()}
+    lacking = {
+        name: [kind for kind in missing(measured) if kind in kinds] for name, measured in models.items()
+    }
     return Comparison(
         names,
         chosen,
@@ -211,8 +230,7 @@ def _chosen(held: Mapping[str, Mapping[str, Measurement]], costs: Sequence[str] 
                 )
         return tuple(costs)
     first, *others = held.values()
-    usual = (name for name in first if name in COMPARED or name.startswith(COMPARED_BEGINS))
-    common = tuple(name for name in usual if all(name in other for other in others))
+    common = tuple(name for name in first if name in COMPARED and all(name in other for other in others))
     if not common:
         raise ValueError("the models have no cost in common. Do: measure all of them with the same probes")
     return common

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -132,4 +133,16 @@ def copies(
     empty = FakeTensorMode(allow_non_fake_inputs=True)
     with FakeCopyMode(empty):
         model = copy.deepcopy(subject.model)
-    return model, tree_map(lambda v: empty.from_tensor(v) if is_tensor(v) else v, batch), empty
+    return model, tree_map(lambda v: empty.from_tensor(v) if is_tensor(v) else v, batch), _quietly(empty)
+
+
+@contextmanager
+def _quietly(mode: AbstractContextManager[Any]) -> Iterator[None]:
+    """The mode, without what it logs of an operator that fails: the error itself says it."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        with mode:
+            yield
+    finally:
+        logger.disabled = before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,8 @@ class Subject:
             default: itself.
 
     Raises:
-        ValueError: there is no batch.
+        ValueError: there is no batch, or one is no pair.
+        TypeError: the batches are no list: what gives other batches each time cannot be measured twice.
 
     Example:
         >>> import torch
@@ -49,8 +50,20 @@ class Subject:
     outputs: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
-        if not self.batches:
+        given: Any = self.batches
+        if not isinstance(given, Sequence):
+            raise TypeError(
+                f"needed a list of batches, which is the same each time, got a {type(given).__name__}. "
+                "Do: list(...) of it, or of a few of them"
+            )
+        if not given:
             raise ValueError("a subject needs at least one batch (inputs, targets), got none")
+        for batch in given:
+            if not isinstance(batch, tuple | list) or len(batch) != 2:
+                raise ValueError(
+                    f"needed batches of inputs and targets, got a {type(batch).__name__} among them. "
+                    "Do: give a list of pairs, [(inputs, targets)]"
+                )
 
     @property
     def examples(self) -> int:
@@ -63,19 +76,33 @@ class Subject:
 
     def predict(self, inputs: Any) -> Any:
         """The model's outputs on the inputs of one batch, as the criterion reads them."""
-        out = call(self.model, inputs)
+        with differentiable(self.model):
+            out = call(self.model, inputs)
         return out if self.outputs is None else self.outputs(out)
 
     def predict_at(self, parameters: Mapping[str, Tensor], inputs: Any) -> Any:
         """:meth:`predict` with other values of the parameters; the model keeps its own."""
         args, keywords = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
-        out = functional_call(self.model, dict(parameters), args, keywords)
+        with differentiable(self.model):
+            out = functional_call(self.model, dict(parameters), args, keywords)
         return out if self.outputs is None else self.outputs(out)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean loss of one batch."""
+        """Mean loss of one batch.
+
+        Raises:
+            TypeError: the criterion gives something else than one number.
+        """
         inputs, targets = batch
-        return self.criterion(self.predict(inputs), targets)
+        found: Any = self.criterion(self.predict(inputs), targets)
+        if not isinstance(found, Tensor) or found.numel() != 1:
+            got = (
+                f"a tensor of {tuple(found.shape)}"
+                if isinstance(found, Tensor)
+                else f"a {type(found).__name__}"
+            )
+            raise TypeError(f"needed one number from the criterion, the mean loss of the batch, got {got}")
+        return found
 
     @contextmanager
     def measuring(self) -> Iterator[Subject]:
@@ -87,6 +114,21 @@ class Subject:
         finally:
             for module, mode in modes:
                 module.training = mode
+
+
+def differentiable(model: nn.Module) -> AbstractContextManager[Any]:
+    """Where gradients are recorded in eval mode: recurrent layers on a GPU off cuDNN.
+
+    Its kernels have no backward pass in eval mode, and none of second order at all.
+    """
+    if not torch.is_grad_enabled():
+        return nullcontext()
+    on_gpu = any(
+        isinstance(module, nn.RNNBase) and not module.training and any(p.is_cuda for p in module.parameters())
+        for module in model.modules()
+    )
+    off: AbstractContextManager[Any] = torch.backends.cudnn.flags(enabled=False)
+    return off if on_gpu else nullcontext()
 
 
 def call(model: nn.Module, inputs: Any) -> Any:

@@ -41,7 +41,7 @@ def known(n=60, decay=0.8, seed=0):
     return Product("known", {"w": a[0]}, lambda v: {"w": a @ v["w"]}), float(a.trace())
 
 
-def relative(estimate, product, true, count=120):
+def relative(estimate, product, true, count=80):
     return torch.tensor([estimate(product, seed).value / true - 1 for seed in range(count)])
 
 

@@ -61,9 +61,19 @@ def cnn() -> Subject:
     return Subject(net, [(torch.randn(32, 3, 32, 32), torch.randint(0, 10, (32,)))], CrossEntropy(), "cnn")
 
 
-@pytest.mark.parametrize("optimiser", MOMENTS)
+# Every optimiser where it has the peak (few examples); elsewhere one with states, one without, and that of matrices.
+FEW = [("mlp of few", lambda: mlp(8), optimiser) for optimiser in MOMENTS]
+MANY = [
+    ("gpt", gpt, "sgd"),
+    ("gpt", gpt, "muon"),
+    ("mlp", lambda: mlp(2048), "momentum"),
+    ("cnn", cnn, "adamw"),
+]
+
+
 @pytest.mark.parametrize(
-    "make", [gpt, lambda: mlp(2048), lambda: mlp(8), cnn], ids=["gpt", "mlp", "mlp of few", "cnn"]
+    ("make", "optimiser"),
+    [pytest.param(make, optimiser, id=f"{name}-{optimiser}") for name, make, optimiser in FEW + MANY],
 )
 def test_predicted_is_what_is_allocated(make, optimiser):
     if optimiser == "muon" and not hasattr(torch.optim, "Muon"):

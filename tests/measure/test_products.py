@@ -53,7 +53,7 @@ def test_the_hessian_is_that_of_double_backward_and_of_differences(name):
     with hessian(subject) as h:
         found = h.dense()
     close(found, dense.dense_hessian(subject))
-    close(found[:, ::9], dense.difference_hessian(subject, every=9), 1e-6)
+    close(found[:, ::19], dense.difference_hessian(subject, every=19), 1e-6)
     close(found, found.T)
 
 
