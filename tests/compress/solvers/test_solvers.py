@@ -113,7 +113,7 @@ def test_feedback_and_refinement_pay_on_most_draws():
     wins = [0, 0, 0]
     for seed in range(10):
         weight, second, statistics = problem(16, 32, 40 + seed)
-        specs = ("kmeans", "lut-feedback(rounds=0)", "lut-feedback")
+        specs = ("kmeans", "lut-feedback", "lut-feedback(rounds=2)")
         errors = [
             error(weight, solvers.get(s).solve(weight, formats.get("table3"), statistics), second)
             for s in specs
