@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from isoloss.cli import compress_mixed
 from isoloss.cli.options import Json, Latex, Markdown, Seed, style_of
 from isoloss.cli.show import Style, Table, check_writable, for_people, number, plural, say, show, write_json
 from isoloss.report.words import amount
@@ -20,7 +22,11 @@ if TYPE_CHECKING:
     from isoloss.compress.forecast import Forecast
     from isoloss.compress.recipe import Choice
 
+    Tell = Callable[[str, int, int], None]
+    Chooser = Callable[[float | None], tuple[dict[str, Choice | None], dict[str, Any]]]
+
 WORST = 8  # layers that are printed
+TRIES = 4  # to keep a limit on the loss
 
 
 def compress(
@@ -44,9 +50,32 @@ def compress(
     bytes: Annotated[
         str | None, typer.Option(help="Most bytes of all tensors, those not encoded too: 8MB, 1.5GiB.")
     ] = None,
+    max_loss_increase: Annotated[
+        float | None,
+        typer.Option(
+            help="Most that the loss may rise on its data, in its own unit; the least size within it."
+        ),
+    ] = None,
     format: Annotated[
         str | None,
-        typer.Option(help="int4/g128/asym, table3+0.45%, mxfp4; the largest that fits if not given."),
+        typer.Option(
+            help="int4/g128/asym, table3+0.45%, mxfp4 for all layers; of several with commas, the best for each layer. "
+            "If not given, the best for each of a ladder."
+        ),
+    ] = None,
+    sensitivity: Annotated[
+        str | None,
+        typer.Option(
+            help="How it is foretold what a format of a layer costs: block-fisher if there is a loss, output-error if not; "
+            "all compares the methods."
+        ),
+    ] = None,
+    frontier: Annotated[
+        str | None, typer.Option(help="CSV file for the choices of all sizes, measured.")
+    ] = None,
+    eval: Annotated[
+        str | None,
+        typer.Option(help="file.py:score, a function of the model that gives a number: before and after."),
     ] = None,
     solver: Annotated[str, typer.Option(help="nearest, gptq, lut-feedback and others.")] = "gptq",
     keep: Annotated[
@@ -97,18 +126,24 @@ def compress(
     _torch(threads)
     from isoloss.compress.calibration import prepare
     from isoloss.compress.forecast import forecast
-    from isoloss.measure.load import Wanted
+    from isoloss.measure.load import Wanted, function
+    from isoloss.runs.units import parse_bytes
 
     with _status() as tell:
         tell("loading", 0, 0)
         made = prepare(model, calib, Wanted(None, batch, batches, length, seed))
-        choices = _choices(made, bits, bytes, format, solver, keep or [])
+        metric = None if eval is None else function(eval)
+        limits = _Limits(bits, None if bytes is None else parse_bytes(bytes), max_loss_increase)
+        choose = _chooser(
+            made, limits, format, solver, keep or [], sensitivity, frontier, unreached, seed, tell
+        )
         if dry_run:
+            choices, facts = choose(None)
             tell("trying", 0, 0)
             found = forecast(made.loaded.subject.model, choices, made.batches)
-            document = _document(made, choices) | _forecast(found)
+            document = _document(made, solver, facts) | _forecast(found)
         else:
-            document = _document(made, choices) | _done(made, choices, within, unreached, out, tell)
+            document = _done(made, solver, choose, limits, metric, within, unreached, out, tell)
     with for_people(json):
         _print(document, style, layers)
     if json is not None:
@@ -141,35 +176,77 @@ def _status() -> Iterator[Callable[[str, int, int], None]]:
         )
 
 
-def _choices(
-    made: Prepared, bits: float | None, size: str | None, format: str | None, solver: str, keep: list[str]
-) -> dict[str, Choice | None]:
-    """What is done to which layer."""
+@dataclass(frozen=True)
+class _Limits:
+    """What was asked for: bits for each weight, bytes, rise of the loss."""
+
+    bits: float | None
+    bytes: float | None
+    rise: float | None
+
+
+def _chooser(
+    made: Prepared,
+    limits: _Limits,
+    format: str | None,
+    solver: str,
+    keep: list[str],
+    sensitivity: str | None,
+    frontier: str | None,
+    unreached: str,
+    seed: int,
+    tell: Tell,
+) -> Chooser:
+    """What gives a choice for each layer, and what is to be said of it, for a rise of the loss; all else is made once."""
+    from isoloss.compress.candidates import ladder
     from isoloss.compress.layers import find
     from isoloss.compress.recipe import Choice, chosen
     from isoloss.compress.uniform import uniform
-    from isoloss.runs.units import parse_bytes
 
     model = made.loaded.subject.model
     every = find(model).layers
     left: dict[str, Choice | None] = dict.fromkeys(keep)
     selected = chosen(every, {**left, "*": Choice("int8", "nearest")})
     wanted = [layer for layer in every if selected[layer.name] is not None]
-    limit = None if size is None else parse_bytes(size)
-    return {**left, "*": Choice(uniform(model, wanted, solver, bits, limit, format), solver)}
+    named = [] if format is None else [Choice(one.strip(), solver) for one in format.split(",")]
+    asked = any(limit is not None for limit in (limits.bits, limits.bytes, limits.rise))
+    if not asked and not named:
+        raise ValueError("needed --bits, --bytes or --format, or --max-loss-increase, got none")
+    mixing = [name for name, on in (("--sensitivity", sensitivity), ("--frontier", frontier)) if on]
+    mixing += ["--max-loss-increase"] if limits.rise is not None else []
+    if len(named) == 1 or (made.batches is None and not mixing):
+        if mixing:
+            raise ValueError(f"{mixing[0]} chooses between formats, and one was named. Name several, or none")
+        one = uniform(model, wanted, solver, limits.bits, limits.bytes, format)
+        return lambda rise: ({**left, "*": Choice(one, solver)}, {"format": one, **compress_mixed.NOTHING})
+    if not asked:
+        raise ValueError("several formats need a limit. Give --bits, --bytes or --max-loss-increase")
+    method = compress_mixed.usual(made, sensitivity)
+    if limits.rise is not None and made.loaded.costs_only:
+        raise ValueError(f"--max-loss-increase needs a loss, and {made.loaded.costs_only}")
+    found = compress_mixed.tried(made, wanted, named or ladder(solver), unreached, tell)
+    scores, rows = compress_mixed.scored(made, found, method, seed, tell)
+    if frontier is not None:
+        compress_mixed.write_frontier(made, found, scores, frontier, tell)
+
+    def choose(rise: float | None) -> tuple[dict[str, Choice | None], dict[str, Any]]:
+        wish = limits.rise if rise is None else rise
+        mixed = compress_mixed.chosen(made, found, scores, limits.bits, limits.bytes, wish, tell)
+        return {**left, **found.choices(mixed.plan)}, compress_mixed.facts(mixed, scores, rows)
+
+    return choose
 
 
-def _document(made: Prepared, choices: dict[str, Choice | None]) -> dict[str, Any]:
+def _document(made: Prepared, solver: str, facts: dict[str, Any]) -> dict[str, Any]:
     from isoloss.measure.storages import bytes_of
 
-    model, choice = made.loaded.subject.model, choices["*"]
-    assert choice is not None
+    model = made.loaded.subject.model
     return {
         "schema": "isoloss/compress/1",
         "model": made.loaded.subject.name,
-        "format": choice.format,
-        "solver": choice.solver,
+        "solver": solver,
         "original_bytes": bytes_of([*model.parameters(), *model.buffers()]),
+        **facts,
     }
 
 
@@ -186,6 +263,8 @@ def _forecast(found: Forecast) -> dict[str, Any]:
         "loss_on": None,
         "loss_before": None,
         "loss_after": None,
+        "score_before": None,
+        "score_after": None,
         "layers": [
             {"name": name, "bits": bits, "error": None, "error_of": None, "seconds": None}
             for name, bits in found.bits.items()
@@ -200,11 +279,14 @@ def _forecast(found: Forecast) -> dict[str, Any]:
 
 def _done(
     made: Prepared,
-    choices: dict[str, Choice | None],
+    solver: str,
+    choose: Chooser,
+    limits: _Limits,
+    metric: Callable[..., Any] | None,
     within: str,
     unreached: str,
     out: str | None,
-    tell: Callable[[str, int, int], None],
+    tell: Tell,
 ) -> dict[str, Any]:
     import shutil
 
@@ -213,34 +295,54 @@ def _done(
     from isoloss.compress.saving import save
     from isoloss.compress.solvers import get
 
-    subject, choice = made.loaded.subject, choices["*"]
-    assert choice is not None
+    subject = made.loaded.subject
     squares = None
-    if "fisher" in get(choice.solver).needs:
+    if "fisher" in get(solver).needs:
         if made.loaded.costs_only or made.batches is None:
             raise ValueError(
-                f"the solver {choice.solver} needs the gradient of a loss, and "
+                f"the solver {solver} needs the gradient of a loss, and "
                 f"{made.loaded.costs_only or 'no calibration data were given'}"
             )
         squares = fisher(subject, progress=tell)
-    before = _loss(made)
+    before, score = _loss(made), None if metric is None else float(metric(subject.model))
     work = None if out is None else Path(out) / "stages"
-    found = compress(
-        subject.model,
-        choices,
-        made.batches,
-        folder=work,
-        fisher=squares,
-        within="layer" if within == "layer" else "block",
-        unreached="nearest" if unreached == "nearest" else "refuse",
-        progress=tell,
-        known_as=made.known_as,
-    )
+    kept = {name: own.clone() for name, own in subject.model.state_dict().items()} if limits.rise else {}
+    rise, after = limits.rise, before
+    for _ in range(TRIES):
+        choices, facts = choose(rise)
+        document = _document(made, solver, facts)
+        found = compress(
+            subject.model,
+            choices,
+            made.batches,
+            folder=work,
+            fisher=squares,
+            within="layer" if within == "layer" else "block",
+            unreached="nearest" if unreached == "nearest" else "refuse",
+            progress=tell,
+            known_as=made.known_as,
+        )
+        after = _loss(made)
+        if limits.rise is None or before is None or after is None or after - before <= limits.rise:
+            break
+        # Layers were chosen as fitted one by one; together they came to more. Ask for less.
+        rise = 0.9 * limits.rise * min(limits.rise, float(rise or limits.rise)) / (after - before)
+        subject.model.load_state_dict(kept)
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
+    else:
+        from isoloss.errors import NoAnswer
+
+        raise NoAnswer(
+            f"the loss rises by more than {limits.rise:g} in each of {TRIES} tries",
+            "a higher limit on its rise",
+        )
     sizes = None
     if out is not None and work is not None:
         sizes = save(found, out)
         shutil.rmtree(work, ignore_errors=True)
-    return _result(found, made, before, out, sizes)
+    scores = (score, None if metric is None else float(metric(subject.model)))
+    return document | _result(found, made, (before, after), scores, out, sizes)
 
 
 def _loss(made: Prepared) -> float | None:
@@ -259,7 +361,12 @@ def _loss(made: Prepared) -> float | None:
 
 
 def _result(
-    found: Compressed, made: Prepared, before: float | None, out: str | None, sizes: dict[str, int] | None
+    found: Compressed,
+    made: Prepared,
+    losses: tuple[float | None, float | None],
+    scores: tuple[float | None, float | None],
+    out: str | None,
+    sizes: dict[str, int] | None,
 ) -> dict[str, Any]:
     return {
         "dry_run": False,
@@ -270,9 +377,11 @@ def _result(
         "stages": None,
         "seconds": found.seconds,
         "memory": None,
-        "loss_on": None if before is None else made.loss_on,
-        "loss_before": before,
-        "loss_after": None if before is None else _loss(made),
+        "loss_on": None if losses[0] is None else made.loss_on,
+        "loss_before": losses[0],
+        "loss_after": losses[1],
+        "score_before": scores[0],
+        "score_after": scores[1],
         "layers": [
             {
                 "name": name,
@@ -312,7 +421,13 @@ def _print(found: dict[str, Any], style: Style, layers: bool) -> None:
     if found["loss_before"] is not None:
         said = f"{found['loss_before']:.5g}, then {found['loss_after']:.5g}"
         rows.append([f"loss on {found['loss_on']}", said])
+    if found["sensitivity"] is not None:
+        foretold = "" if found["foretold"] is None else f", rise foretold {number(found['foretold'], 2)}"
+        rows.append(["sensitivity", f"{found['sensitivity']}{foretold}"])
+    if found["score_before"] is not None:
+        rows.append(["score", f"{found['score_before']:.5g}, then {found['score_after']:.5g}"])
     show(Table(["compressed", "value"], rows, found["model"], words=["value"]), style)
+    compress_mixed.show_agreement(found["sensitivities"], style)
     own = found["layers"]
     if not dry and own:
         shown = own if layers else sorted(own, key=lambda layer: -layer["error"])[:WORST]

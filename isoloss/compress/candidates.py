@@ -28,6 +28,7 @@ from isoloss.measure.subject import call
 
 NUMBERS = 1 << 27  # of second moments at a time
 INTEGERS = (
+    "int2/asym",
     "int2/g64/asym",
     "int3/g128/asym",
     "int4/g128/asym",

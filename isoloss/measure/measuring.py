@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-import isoloss
 from isoloss.errors import NoAnswer
 from isoloss.measure import PROBES, WHAT, probe
 from isoloss.measure.energy import Carbon, PowerModel
@@ -36,7 +35,7 @@ OF_GRADIENTS = (
 # What a probe may raise because of the model in front of it. Anything else, raised by a line of this package, is a
 # mistake of it; raised by the model's own code or by torch, it is the model's.
 CANNOT = (NoAnswer, TypeError, ValueError, NotImplementedError, RuntimeError, MemoryError)
-OWN = Path(isoloss.__file__).parent
+OWN = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)

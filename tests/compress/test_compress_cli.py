@@ -69,7 +69,7 @@ def test_a_limit_is_kept_to_the_byte_on_disk(folder):
     assert not (folder / "small" / "stages").exists()
     assert found["loss_after"] > 0
     again = json.loads((folder / "small" / "recipe.json").read_text(encoding="utf-8"))
-    assert {layer["format"] for layer in again["layers"]} == {found["format"]}
+    assert all(f"x {layer['format']}" in found["format"] for layer in again["layers"])
 
 
 def test_what_is_loaded_is_what_was_compressed(folder, monkeypatch):

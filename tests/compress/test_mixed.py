@@ -95,7 +95,7 @@ def test_a_limit_on_the_loss_is_kept_and_used(linear):
 def test_a_limit_on_the_loss_that_nothing_keeps_is_said(linear):
     subject, found, _, rises = linear
     scores = score("block-fisher", subject, found)
-    with pytest.raises(NoAnswer, match="the loss rises by .* or more") as caught:
+    with pytest.raises(NoAnswer, match=r"the loss rises by .* or more") as caught:
         within(subject, found, scores, min(rises) / 50)
     assert "a limit above" in caught.value.needed
     with pytest.raises(ValueError, match="above 0"):

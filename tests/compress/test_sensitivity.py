@@ -78,7 +78,10 @@ def test_with_any_inputs_whole_blocks_are_exact_and_so_are_the_terms_between_the
             assert whole.table[layer][format] == pytest.approx(value, rel=1e-4)
             # One output: the factors are exact; the diagonal is not.
             assert kronecker.table[layer][format] == pytest.approx(value, rel=1e-4)
-    assert any(diagonal.table[n]["int2/asym"] != pytest.approx(measured.table[n]["int2/asym"], rel=1e-2) for n in "ab")
+    assert any(
+        diagonal.table[n]["int2/asym"] != pytest.approx(measured.table[n]["int2/asym"], rel=1e-2)
+        for n in "ab"
+    )
     plan = {"a": "int2/asym", "b": "int4/asym"}
     joint = changes(subject, found, [plan])[0].rise
     assert whole.together(plan) == pytest.approx(joint, rel=1e-4)
@@ -102,9 +105,7 @@ def test_hawq_is_the_top_eigenvalue_and_hawq_v2_the_mean_trace():
             )
     # Nothing is above the steepest direction.
     measured = score("measured", subject, found)
-    assert all(
-        measured.table[n][f] <= one.table[n][f] * 1.02 for n in one.table for f in one.table[n]
-    )
+    assert all(measured.table[n][f] <= one.table[n][f] * 1.02 for n in one.table for f in one.table[n])
 
 
 def test_the_squares_are_the_diagonal_of_the_gauss_newton_matrix():
@@ -192,7 +193,9 @@ def test_the_change_is_paired_and_the_difference_is_a_divergence():
     assert change.rise == pytest.approx(float(rise.mean()), rel=1e-5)
     assert change.loss == pytest.approx(float(-after[torch.arange(12), y].mean()), rel=1e-5)
     assert change.se == pytest.approx(float(rise.std() / math.sqrt(12)), rel=1e-5)
-    assert change.difference == pytest.approx(float((before.exp() * (before - after)).sum(1).mean()), rel=1e-4)
+    assert change.difference == pytest.approx(
+        float((before.exp() * (before - after)).sum(1).mean()), rel=1e-4
+    )
 
 
 def test_ranks_are_those_of_scipy():
@@ -260,11 +263,17 @@ def test_second_moments_in_several_passes_are_the_same(monkeypatch):
             assert torch.equal(one.encoded.decode(), parts.of[name][format].encoded.decode())
 
 
+def test_candidates_of_another_model_are_refused():
+    subject, other = (quadratic(torch.eye(5)) for _ in range(2))
+    with pytest.raises(ValueError, match="of another model"):
+        score("measured", subject, tried(other))
+
+
 def test_what_cannot_be_is_said():
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     layers = find(net).layers
     x = torch.randn(3, 4)
-    with pytest.raises(ValueError, match="no sensitivity named 'x'. There are: hawq"):
+    with pytest.raises(ValueError, match=r"no sensitivity named 'x'\. There are: hawq"):
         get("x")
     with pytest.raises(ValueError, match="layers and formats"):
         candidates(net, [], FORMATS)

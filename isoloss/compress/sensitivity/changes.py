@@ -50,7 +50,13 @@ def changes(
         candidates: of the same model.
         plans: the choices.
         progress: (what, passes done, passes in all).
+
+    Raises:
+        ValueError: the candidates are of another model.
     """
+    own_modules = set(subject.model.modules())
+    if any(layer.module not in own_modules for layer in candidates.layers):
+        raise ValueError("the candidates are of another model. Make them of the subject's own")
     base: list[Tensor] = []
     found: list[list[Tensor]] = [[] for _ in plans]
     differences = [0.0 for _ in plans]
