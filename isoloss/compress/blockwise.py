@@ -37,7 +37,7 @@ class Blockwise:
 
     small over the roundings, and over the scales (or the entries of tables), of all layers of the block; N is the number of
     its weights, :math:`\hat z_0` what the block gives as the solver left it. Of the numbers that go in, each is with probability
-    ``drop`` the uncompressed one. A block that ends above where it began is left as it was.
+    ``drop`` the uncompressed one. Some batches are not learned from; a block that does not gain on them is left as it was.
 
     Args:
         steps: of Adam; each runs the block on one calibration batch.
@@ -47,6 +47,8 @@ class Blockwise:
         push: lambda.
         warm: share of the steps before roundings are pushed to a decision.
         drop: probability of an uncompressed input.
+        held: share of the batches, the last ones, that judge and are not learned from; where it is less than one batch all
+            are learned from and judge.
         seed: of what is dropped and of the order of batches.
 
     Source:
@@ -61,6 +63,7 @@ class Blockwise:
     push: float = 20.0
     warm: float = 0.2
     drop: float = 0.5
+    held: float = 0.25
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -69,10 +72,14 @@ class Blockwise:
                 "needed steps of at least 1, a rate above 0, values and a push of at least 0, got "
                 f"{self.steps}, {self.rate}, {self.values} and {self.push}"
             )
-        if not (0 <= self.warm < 1 and 0 <= self.drop <= 1):
-            raise ValueError(f"needed shares of 0 to 1, got warm {self.warm} and drop {self.drop}")
+        if not (0 <= self.warm < 1 and 0 <= self.drop <= 1 and 0 <= self.held < 1):
+            raise ValueError(
+                f"needed shares of 0 to 1, got warm {self.warm}, drop {self.drop} and held {self.held}"
+            )
         if not self.rounding and self.values == 0:
-            raise ValueError("neither roundings nor values are learned. Set rounding or a step size of values")
+            raise ValueError(
+                "neither roundings nor values are learned. Set rounding or a step size of values"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,11 +90,18 @@ class Example:
         inputs: as they come through what is compressed: arguments and keywords.
         full: as they come through the uncompressed model.
         target: what the uncompressed block makes of ``full``.
+        counts: which positions count, bool (batch, length); None: all.
     """
 
     inputs: Inputs
     full: Inputs
     target: Any
+    counts: Tensor | None = None
+
+    def gap(self, out: Any) -> Tensor:
+        """What a block gives less the target, where that counts."""
+        gap = _first(out) - _first(self.target)
+        return gap if self.counts is None or gap.shape[:2] != self.counts.shape else gap[self.counts]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +110,8 @@ class Reconstructed:
 
     Attributes:
         encoded: layer -> its weight; of a block that did not gain, as given.
-        before: squared error of the block's output with the weights as given, relative to the square of the output.
+        before: squared error of the block's output with the weights as given, relative to the square of the output, on the
+            batches that judge.
         soft: with the relaxed ones.
         after: with the new ones, stored.
         undecided: share of the roundings that were not within 0.05 of 0 or 1 when they were hardened.
@@ -126,7 +141,9 @@ class Part:
 
 def learnable(part: Part) -> bool:
     """Whether a layer can take part: one code per weight, a tensor of its own."""
-    return isinstance(part.encoded.format, Coded) and part.encoded.format.bits <= 8 and part.layer.index is None
+    return (
+        isinstance(part.encoded.format, Coded) and part.encoded.format.bits <= 8 and part.layer.index is None
+    )
 
 
 def reconstruct(
@@ -160,15 +177,19 @@ def reconstruct(
         raise ValueError(f"needed examples and layers to learn, got {len(examples)} and {len(own)}")
     rest = {part.layer: part.encoded.decode() for part in parts if not learnable(part)}
     given = {part.layer: part.encoded.decode() for part in parts}
-    whole = sum(float(_first(e.target).double().square().sum()) for e in examples) or 1.0
-    before = _error(modules, given, examples)
-    if before > 0:
-        _learn(modules, own, rest, examples, how, before)
+    held = int(how.held * len(examples))
+    judges = examples[len(examples) - held :] if held else examples
+    examples = examples[: len(examples) - held]
+    whole = sum(float(_first(e.target).double().square().sum()) for e in judges) or 1.0
+    before = _error(modules, given, judges)
+    start = _error(modules, given, examples)
+    if start > 0:
+        _learn(modules, own, rest, examples, how, start)
     with torch.no_grad():
-        soft = _error(modules, rest | {one.part.layer: one.weight() for one in own}, examples)
+        soft = _error(modules, rest | {one.part.layer: one.weight() for one in own}, judges)
         encoded = {one.part.layer.name: one.hardened() for one in own}
         hard = rest | {one.part.layer: encoded[one.part.layer.name].decode() for one in own}
-        after = _error(modules, hard, examples)
+        after = _error(modules, hard, judges)
         undecided = [one.undecided() for one in own]
     kept = {part.layer.name: part.encoded for part in parts}
     if after < before:
@@ -198,7 +219,7 @@ def _learn(
         with torch.enable_grad():
             weights = {one.part.layer: one.weight() for one in own}
             inputs = mixed(example.inputs, example.full, how.drop, generator)
-            gap = _first(_run(modules, {**rest, **weights}, inputs)) - _first(example.target)
+            gap = example.gap(_run(modules, {**rest, **weights}, inputs))
             loss = scale * gap.float().square().sum()
             beta = sharpness(step, how.steps, how.warm)
             if beta is not None:
@@ -337,12 +358,13 @@ def _run(modules: Sequence[nn.Module], weights: Mapping[Layer, Tensor], inputs: 
         return out
 
 
-def _error(modules: Sequence[nn.Module], weights: Mapping[Layer, Tensor], examples: Sequence[Example]) -> float:
+def _error(
+    modules: Sequence[nn.Module], weights: Mapping[Layer, Tensor], examples: Sequence[Example]
+) -> float:
     total = 0.0
     with torch.no_grad():
         for example in examples:
-            out = _first(_run(modules, weights, example.inputs))
-            total += float((out - _first(example.target)).double().square().sum())
+            total += float(example.gap(_run(modules, weights, example.inputs)).double().square().sum())
     return total
 
 
@@ -353,7 +375,9 @@ def in_place(weights: Mapping[Layer, Tensor]) -> Iterator[None]:
         for layer, matrix in weights.items():
             own = layer.tensor
             shaped = (matrix.T if layer.transposed else matrix).reshape(own.shape).to(own.dtype)
-            layer.module.__dict__[layer.parameter] = shaped  # found before the parameter, which stays where it is
+            layer.module.__dict__[layer.parameter] = (
+                shaped  # found before the parameter, which stays where it is
+            )
         yield
     finally:
         for layer in weights:

@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from isoloss.compress import formats, solvers
+from isoloss.compress.blockwise import Blockwise, Example, Inputs, Part, learnable, reconstruct
 from isoloss.compress.compressed import Compressed, plain_tensors
 from isoloss.compress.formats import Encoded
 from isoloss.compress.layers import Layer, find
+from isoloss.compress.originals import Originals, inputs_of
 from isoloss.compress.recipe import AS_ASKED, Choice, Choices, Identity, Outcome, Recipe, chosen, identity
 from isoloss.compress.replay import Plan, Stage, calibrating, copied, digest, ending, remembering, survey
 from isoloss.compress.resume import Finished, Stages
@@ -35,6 +37,9 @@ Note = tuple[str, str]  # what, of which layer
 NUMBERS = 1 << 24  # weights of a stage where nothing is calibrated
 NAMED = 4  # layers that a note names
 UNREACHED = "no calibration data came to them"
+LEARNED = "learned anew for the output of their block"
+LEFT = "learning for the output of their block won nothing, so they are as the solver left them"
+UNDECIDED = 0.01  # share of roundings beyond which a note says so
 LOOKED_UP = "they are looked up and multiply nothing"
 
 
@@ -47,6 +52,7 @@ def compress(
     fisher: Mapping[str, Tensor] | None = None,
     within: Literal["block", "layer"] = "block",
     unreached: Literal["refuse", "nearest"] = "refuse",
+    blockwise: Blockwise | None = None,
     progress: Progress | None = None,
     known_as: Identity | None = None,
 ) -> Compressed:
@@ -67,6 +73,8 @@ def compress(
             on what the compressed ones before it give, in a pass for each.
         unreached: what to do with a layer that no data come to and whose solver needs them: ``refuse``, or
             ``nearest`` to round it, which a note says.
+        blockwise: once a block's layers are encoded, learn their roundings and scales anew, for the output of the block
+            (:class:`isoloss.compress.blockwise.Blockwise`).
         progress: (what is being done, layers done, layers in all).
         known_as: which model this is, for the recipe; found out where not given.
 
@@ -88,7 +96,9 @@ def compress(
     started = time.perf_counter()
     found = find(model)
     selected = chosen(found.layers, choices)
-    work = _Work(model, {}, None if batches is None else list(batches), fisher or {}, within, unreached)
+    work = _Work(
+        model, {}, None if batches is None else list(batches), fisher or {}, within, unreached, blockwise
+    )
     for layer in found.layers:
         choice = selected[layer.name]
         if choice is not None:
@@ -129,6 +139,7 @@ class _Work:
     fisher: Mapping[str, Tensor]
     within: str
     unreached: str
+    blockwise: Blockwise | None
     early: dict[str, Statistics] = field(default_factory=dict)
     outputs: list[dict[int, Any]] = field(default_factory=list)
     remembered: int = 0
@@ -137,6 +148,8 @@ class _Work:
         """Say what is wrong before anything is changed."""
         if self.batches is not None and not self.batches:
             raise ValueError("needed at least one calibration batch, got none")
+        if self.blockwise is not None and self.batches is None:
+            raise ValueError("block-wise learning needs calibration data, got none")
         for name, (layer, choice) in self.wanted.items():
             if not bool(torch.isfinite(layer.tensor).all()):
                 raise ValueError(
@@ -175,7 +188,7 @@ class _Work:
         found = hashlib.sha256()
         said = [(name, choice.format, choice.solver) for name, (_, choice) in self.wanted.items()]
         steps = [[[layer.name for layer in step] for step in stage.steps] for stage in plan.stages]
-        found.update(repr((said, steps, self.within, self.unreached)).encode())
+        found.update(repr((said, steps, self.within, self.unreached, self.blockwise)).encode())
         found.update(digest(dict(self.model.state_dict())).encode())
         found.update(digest(self.batches).encode())
         found.update(
@@ -197,13 +210,15 @@ class _Work:
             # Used in several stages: measured in all of them before the first is changed.
             self.early = self._collect(todo, lambda i: nullcontext())
         self.outputs = [{} for _ in self.batches or ()]
+        originals = Originals(self.model, plan, self.batches or ()) if self.blockwise is not None else None
         count = 0
         for i, stage in enumerate(plan.stages[: last + 1]):
             if progress is not None:
                 progress(stage.name, count, len(self.wanted))
+            full = originals.through(stage) if originals is not None and stage.block else ()
             done = before[i]
             if done is None:
-                done = self._stage(plan, stage)
+                done = self._stage(plan, stage, full)
                 if keep is not None and stage.steps:
                     keep.write(i, done)
             else:
@@ -218,22 +233,63 @@ class _Work:
         if progress is not None:
             progress("done", count, len(self.wanted))
 
-    def _stage(self, plan: Plan, stage: Stage) -> Finished:
+    def _stage(self, plan: Plan, stage: Stage, full: Sequence[tuple[Inputs, Any]]) -> Finished:
         steps = stage.steps if self.within == "layer" else ((stage.layers,) if stage.steps else ())
         encoded: dict[str, Encoded] = {}
         outcomes: dict[str, Outcome] = {}
         notes: list[Note] = []
+        parts: list[Part] = []
+        facts: dict[str, Statistics] = {}
         for step in steps:
             statistics = {layer.name: self.early[layer.name] for layer in step if layer.name in self.early}
             open_ = [layer for layer in step if layer.name not in statistics]
             if self.batches is not None and open_:
                 statistics |= self._collect(open_, lambda i: self._until(plan, stage, i, None))
             for layer in step:
+                weight = layer.matrix()
                 one, outcome, said = self._encode(layer, statistics.get(layer.name))
+                if full and layer.name not in plan.several:
+                    parts.append(Part(layer, weight, one))
                 encoded[layer.name], outcomes[layer.name] = one, outcome
                 notes += said
                 layer.put(one.decode())
+            facts |= statistics
+        learned, said = self._learned(plan, stage, [part for part in parts if learnable(part)], full)
+        notes += said
+        for part in parts:
+            name = part.layer.name
+            if name in learned:
+                encoded[name] = learned[name]
+                error, of = relative_error(
+                    part.weight, learned[name].decode().to(part.weight), facts.get(name)
+                )
+                outcomes[name] = replace(outcomes[name], error=error, error_of=of)
+                part.layer.put(learned[name].decode())
         return Finished(encoded, outcomes, tuple(notes))
+
+    def _learned(
+        self, plan: Plan, stage: Stage, parts: Sequence[Part], full: Sequence[tuple[Inputs, Any]]
+    ) -> tuple[Mapping[str, Encoded], list[Note]]:
+        """Layers of a block learned together, and what to say of it."""
+        if not parts or self.blockwise is None:
+            return {}, []
+        examples = []
+        for i, (inputs, target) in enumerate(full):
+            give = partial(self._gave, plan, stage.done, i)
+            batch = (self.batches or ())[i]
+            came = inputs_of(self.model, plan, stage.done, batch, give)
+            examples.append(Example(came, inputs, target, counted(batch)))
+        made = reconstruct(plan.blocks[stage.done].modules, parts, examples, self.blockwise)
+        names = [part.layer.name for part in parts]
+        if not made.after < made.before:
+            return {}, [(LEFT, name) for name in names]
+        notes = [(LEARNED, name) for name in names]
+        if made.undecided > UNDECIDED:
+            notes += [
+                (f"{made.undecided:.0%} of the roundings were not decided: more steps would help", name)
+                for name in names
+            ]
+        return {name: _on_cpu(made.encoded[name]) for name in names}, notes
 
     def _collect(
         self, layers: Sequence[Layer], partly: Callable[[int], AbstractContextManager[None]]
@@ -252,17 +308,19 @@ class _Work:
     def _until(self, plan: Plan, stage: Stage, i: int, take: Callable[[Any], None] | None) -> Iterator[None]:
         """The model runs from the last finished block to the end of a stage, on batch ``i``."""
 
-        def give(block: int) -> Any:
-            kept = plan.kept(block, stage.done)
-            if kept not in self.outputs[i]:
-                raise ValueError(
-                    f"{plan.blocks[kept].name} ran on the first calibration batch and not on number {i}. Give batches "
-                    "that take the same way through the model"
-                )
-            return self.outputs[i][kept]
-
+        give = partial(self._gave, plan, stage.done, i)
         with ending(plan, stage, take), remembering(plan.blocks[: stage.done], give):
             yield
+
+    def _gave(self, plan: Plan, done: int, i: int, block: int) -> Any:
+        """What stands for the output of a block on batch ``i`` when ``done`` are finished."""
+        kept = plan.kept(block, done)
+        if kept not in self.outputs[i]:
+            raise ValueError(
+                f"{plan.blocks[kept].name} ran on the first calibration batch and not on number {i}. Give batches "
+                "that take the same way through the model"
+            )
+        return self.outputs[i][kept]
 
     def _remember(self, plan: Plan, stage: Stage) -> None:
         """Keep what a block that is finished gives, and no more than is needed to go on."""
