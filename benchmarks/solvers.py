@@ -58,7 +58,9 @@ def log_probabilities(model: nn.Module, windows: Sequence[Tensor]) -> list[Tenso
 
 
 @torch.no_grad()
-def divergence(model: nn.Module, windows: Sequence[Tensor], original: Sequence[Tensor]) -> tuple[float, float]:
+def divergence(
+    model: nn.Module, windows: Sequence[Tensor], original: Sequence[Tensor]
+) -> tuple[float, float]:
     """KL(original || model), nats a token, and its standard error."""
     each = []
     for ids, p in zip(windows, original, strict=True):
@@ -70,7 +72,9 @@ def divergence(model: nn.Module, windows: Sequence[Tensor], original: Sequence[T
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the rows and print their table, or put it into a page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", help="SOLVER@FORMAT, several with a semicolon between")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(arguments)
@@ -86,7 +90,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seconds = time.process_time() - began
         kl, error = divergence(work, judged, original)
         lines.append(
-            [f"`{solver}`", f"`{format}`", f"{made.bits_per_weight:.3f}", f"{kl:.4f} ± {error:.4f}", f"{seconds:.0f}"]
+            [
+                f"`{solver}`",
+                f"`{format}`",
+                f"{made.bits_per_weight:.3f}",
+                f"{kl:.4f} ± {error:.4f}",
+                f"{seconds:.0f}",
+            ]
         )
         print(*lines[-1], flush=True)
     text = page.table(["solver", "format", "bits a weight", "KL [nats a token]", "CPU s"], lines, (2, 3, 4))

@@ -178,7 +178,14 @@ def names(wheel: Path) -> set[str]:
 def test_a_wheel_carries_the_library_for_all_pythons(wheels, tmp_path):
     wheel, _ = wheels("with", CC=COMPILER)
     assert re.fullmatch(r"isoloss-[\d.]+-py3-none-(?!any)\w+\.whl", wheel.name)
-    assert names(wheel) == {"__init__.py", "build.json", "columns.py", "kmeans.py", "library.py", library.NAME}
+    assert names(wheel) == {
+        "__init__.py",
+        "build.json",
+        "columns.py",
+        "kmeans.py",
+        "library.py",
+        library.NAME,
+    }
     with zipfile.ZipFile(wheel) as file:
         file.extractall(tmp_path)
     code = "from isoloss import native; print(native.status())"
