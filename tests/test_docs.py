@@ -357,6 +357,7 @@ def documents(tmp_path_factory):
         "measure nets.py:shared nets.py:bare --what params,flops,noise_scale",
         "compress nets.py:shared --format int4 --out small",
         "compress nets.py:shared --bits 5 --dry-run",
+        "compress nets.py:deep --bits 7 --sensitivity all --dry-run",
         "export small --to small.onnx --model nets.py:shared",
     ]
     log_curves(folder)
@@ -399,6 +400,10 @@ NETS = """
     def shared():
         model = nn.Sequential(*[nn.Linear(32, 32), nn.ReLU()] * 8)
         return Subject(model, [(torch.randn(8, 32), torch.zeros(8).long())], CrossEntropy(), "shared")
+
+    def deep():
+        model = nn.Sequential(*[layer for _ in range(4) for layer in (nn.Linear(16, 16), nn.ReLU())])
+        return Subject(model, [(torch.randn(8, 16), torch.zeros(8).long())], CrossEntropy(), "deep")
 
     def bare():
         return Far(64, 64), torch.randn(8, 64)

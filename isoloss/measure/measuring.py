@@ -49,7 +49,7 @@ class Settings:
         roof: of the machine.
         power, carbon: for energy where no counter can be read, and for emissions.
         longest_prompt, longest_output: of timings of generation [token].
-        seconds: by the clock, after which a probe is given up, where the system has a timer for it.
+        limit: seconds by the clock, after which a probe is given up, where the system has a timer for it.
     """
 
     seed: int = 0
@@ -60,7 +60,7 @@ class Settings:
     carbon: Carbon | None = None
     longest_prompt: int = 256
     longest_output: int = 32
-    seconds: float = 600.0
+    limit: float = 600.0
 
     def __post_init__(self) -> None:
         moments_of(self.optimiser)  # before anything is measured
@@ -215,12 +215,12 @@ def measure(
                 failed.append(Failed(name, blocked))
                 continue
         try:
-            with _at_most(settings.seconds):
+            with _at_most(settings.limit):
                 found = function(
                     **{key: pool[key] for key in inspect.signature(function).parameters if key in pool}
                 )
         except _Late:
-            why = f"not done within {settings.seconds:g} s. Needed: more (--seconds), or fewer or shorter examples"
+            why = f"not done within {settings.limit:g} s. Needed: more (--seconds), or fewer or shorter examples"
             failed.append(Failed(name, why))
             continue
         except Exception as error:

@@ -100,10 +100,10 @@ def test_a_probe_has_its_time():
             return super().forward(x)
 
     began = time.perf_counter()
-    (why,) = reasons(Subject(Slow(3, 2), [BATCH], CrossEntropy()), ("memory",), seconds=0.2)
+    (why,) = reasons(Subject(Slow(3, 2), [BATCH], CrossEntropy()), ("memory",), limit=0.2)
     assert why.startswith("not done within 0.2 s. Needed: more (--seconds)")
     assert time.perf_counter() - began < 5
-    found = measure(Loaded(linear()), ["params"], Settings(seconds=5))
+    found = measure(Loaded(linear()), ["params"], Settings(limit=5))
     assert found.measurements
 
 
