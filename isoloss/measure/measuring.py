@@ -184,7 +184,8 @@ def measure(
         (8, ())
     """
     settings = settings or Settings()
-    pool = {name: getattr(settings, name) for name in Settings.__dataclass_fields__}
+    # The limit is this function's own: an argument of a probe that happens to be called so is another matter.
+    pool = {name: getattr(settings, name) for name in Settings.__dataclass_fields__ if name != "limit"}
     # Prompt and output together must fit the model.
     prompt = min(settings.longest_prompt, loaded.context - settings.longest_output)
     pool |= {
