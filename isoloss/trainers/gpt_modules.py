@@ -18,6 +18,37 @@ from isoloss.trainers.gpt_settings import VOCABULARY, Settings
 from isoloss.trainers.transformer import GPT
 
 
+class Cache:
+    """Keys and values of the tokens that a model has read, of each layer (batch, heads, tokens, size)."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._held: list[tuple[Tensor, Tensor]] = []
+
+    def extended(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values of a layer, with those of new tokens behind."""
+        stop = self.length + k.shape[2]
+        if layer == len(self._held):
+            self._held.append((_room(k, stop), _room(v, stop)))
+        keys, values = self._held[layer]
+        if stop > keys.shape[2]:
+            keys, values = self._held[layer] = _room(keys, stop), _room(values, stop)
+        keys[:, :, self.length : stop] = k
+        values[:, :, self.length : stop] = v
+        return keys[:, :, :stop], values[:, :, :stop]
+
+    def crop(self, length: int) -> None:
+        """Forget all but the first tokens."""
+        self.length = min(self.length, length)
+
+
+def _room(held: Tensor, tokens: int) -> Tensor:
+    """For twice as many tokens, so that adding them one by one copies little; what is held is kept."""
+    out = held.new_empty(*held.shape[:2], max(64, 2 * tokens), held.shape[3])
+    out[:, :, : held.shape[2]] = held
+    return out
+
+
 class Attention(nn.Module):
     """Causal self-attention with rotary positions; queries and keys normalised per head if asked for."""
 
@@ -27,13 +58,22 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache | None = None, layer: int = 0
+    ) -> Tensor:
         batch, length, width = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, -1, self.head_size).permute(2, 0, 3, 1, 4)
         q, k = _rotated(q, cos, sin), _rotated(k, cos, sin)
         if self.normalised:
             q, k = (F.rms_norm(part, (self.head_size,), eps=1e-6) for part in (q, k))
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if cache is None or cache.length == 0:
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            if cache is not None:
+                cache.extended(layer, k, v)
+        else:
+            k, v = cache.extended(layer, k, v)
+            seen = torch.ones(length, k.shape[2], dtype=torch.bool, device=x.device).tril(cache.length)
+            mixed = F.scaled_dot_product_attention(q, k, v, seen)
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, length, width))
         return out
 
@@ -60,8 +100,10 @@ class Layer(nn.Module):
         self.attention = Attention(settings.width, settings.head_size, settings.qk_norm)
         self.mlp = Mlp(settings.width)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.attention(self.norm(x), cos, sin)
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache | None = None, layer: int = 0
+    ) -> Tensor:
+        x = x + self.attention(self.norm(x), cos, sin, cache, layer)
         out: Tensor = x + self.mlp(self.norm(x))
         return out
 
@@ -82,11 +124,15 @@ class Transformer(nn.Module):
         self.register_buffer("cos", torch.empty(0), persistent=False)
         self.register_buffer("sin", torch.empty(0), persistent=False)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        length = ids.shape[1]
+    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """With a cache, the tokens come after those that it holds."""
+        start = 0 if cache is None else cache.length
+        turn = self.cos[start : start + ids.shape[1]], self.sin[start : start + ids.shape[1]]
         x = self.embedding(ids)
-        for layer in self.layers:
-            x = layer(x, self.cos[:length], self.sin[:length])
+        for i, layer in enumerate(self.layers):
+            x = layer(x, *turn, cache, i)
+        if cache is not None:
+            cache.length += ids.shape[1]
         logits: Tensor = self.head(self.norm(x))
         return logits
 

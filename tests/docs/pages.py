@@ -15,6 +15,7 @@ import io
 import os
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -101,8 +102,12 @@ def run_page(path: Path, folder: Path) -> Iterator[Output]:
 
 def _run_python(code: str, name: str, namespace: dict[str, Any], folder: Path) -> str:
     out = io.StringIO()
-    with chdir(folder), redirect_stdout(out):
-        exec(compile(code, name, "exec"), namespace)
+    sys.path.insert(0, str(folder))  # as where a person starts python there
+    try:
+        with chdir(folder), redirect_stdout(out):
+            exec(compile(code, name, "exec"), namespace)
+    finally:
+        sys.path.remove(str(folder))
     return out.getvalue()
 
 
