@@ -10,7 +10,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m demo.demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 -q
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -q
 
 check: $(VENV)/.test $(VENV)/.check
 	$(BIN)/ruff check .
@@ -33,7 +33,8 @@ sanitize: $(VENV)/.test
 	CFLAGS="$(SANITIZER)" $(PYTHON) native/build.py build/sanitize
 	ISOLOSS_NATIVE=$(CURDIR)/build/sanitize/libisoloss.so ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so)" \
-	$(BIN)/python -m pytest -q -n 0 tests/native tests/compress/test_kmeans.py
+	$(BIN)/python -m pytest -q -n 0 tests/native tests/compress/test_kmeans.py \
+		tests/deploy/test_packing.py tests/deploy/test_products.py
 
 # Marker files remember what is installed; editing pyproject.toml or native code installs anew.
 $(VENV)/.base: pyproject.toml hatch_build.py $(wildcard native/*)

@@ -1,9 +1,11 @@
-"""What solvers do to a whole language model: SmolLM2-135M at about three bits, its divergence from the original.
+"""What solvers do to a whole language model: SmolLM2-135M at two to three bits, its divergence from the original.
 
-    python -m benchmarks.solvers [--only lut-feedback@table3,...] [--out docs/solvers.md]
+    python -m benchmarks.solvers [--only 'lut-feedback@table3;lut-feedback@table3@48'] [--part chosen] [--out docs/solvers.md]
 
-Calibrated on WikiText-2's validation part and judged on its test part, by the pipeline as it comes. Embedding and head,
-which are one tensor, are kept. A row takes about two CPU minutes.
+A row is SOLVER@FORMAT, then, where they are not as usual, @WINDOWS to calibrate with and @SETTINGS of what tunes the whole
+model (isoloss.compress.Tuning). Calibrated on WikiText-2's validation part and judged on its test part, by the pipeline
+as it comes; ``--part chosen`` judges by windows of the validation part that no row is calibrated on, which is where
+settings are chosen. Embedding and head, which are one tensor, are kept. A row takes about two CPU minutes.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import gzip
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +25,38 @@ from torch import Tensor, nn
 
 from benchmarks import page
 from benchmarks.networks import SHARED, folder_of, needed
-from isoloss.compress import Choice, compress
+from isoloss.compress import Choice, compress, settings
+from isoloss.compress.tuning import Tuning
 
 ROWS = (
-    ("gptq", "int3/g128/asym"),
-    ("lut-feedback", "table3"),
-    ("lut-feedback", "table3+0.2%"),
+    "gptq@int3/g128/asym",
+    "lut-feedback@table3",
+    "lut-feedback@table3+0.2%",
+    "lut-feedback@table3/int8+0.2%",
+    "lut-feedback@table3/int8+0.2%@48",
 )
 CALIBRATION, JUDGED, LENGTH = 16, 6, 512  # windows, windows, tokens of each
+FIRST_CHOSEN = 100  # window of the validation part: behind all that rows are calibrated on
+KEPT = "model.embed_tokens"
 
 
-def model_and_windows() -> tuple[nn.Module, list[Tensor], list[Tensor]]:
+@dataclass(frozen=True)
+class Row:
+    """One row of the table."""
+
+    solver: str
+    format: str
+    windows: int = CALIBRATION
+    tuning: str | None = None
+
+    @classmethod
+    def of(cls, text: str) -> Row:
+        """From its words."""
+        solver, format, *more = text.strip().split("@")
+        return cls(solver, format, int(more[0]) if more else CALIBRATION, more[1] if len(more) > 1 else None)
+
+
+def model_and_windows(calibration: int, chosen: bool) -> tuple[nn.Module, list[Tensor], list[Tensor]]:
     """SmolLM2-135M from its GGUF file; windows to calibrate with; windows to judge by."""
     for module in ("transformers", "gguf"):
         needed(module, module)
@@ -48,7 +72,10 @@ def model_and_windows() -> tuple[nn.Module, list[Tensor], list[Tensor]]:
         ids = tokens(text[: count * LENGTH * 8], return_tensors="pt")["input_ids"][0]
         return list(ids[: count * LENGTH].view(count, 1, LENGTH))
 
-    return model.eval(), windows("valid", CALIBRATION), windows("test", JUDGED)
+    if not chosen:
+        return model.eval(), windows("valid", calibration), windows("test", JUDGED)
+    valid = windows("valid", FIRST_CHOSEN + JUDGED)
+    return model.eval(), valid[:calibration], valid[FIRST_CHOSEN:]
 
 
 @torch.no_grad()
@@ -75,31 +102,50 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", help="SOLVER@FORMAT, several with a semicolon between")
+    parser.add_argument("--only", help="rows, several with a semicolon between")
+    parser.add_argument("--part", choices=("test", "chosen"), default="test")
+    parser.add_argument("--multiply", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(arguments)
-    rows = [tuple(row.split("@")) for row in given.only.split(";")] if given.only else ROWS
+    rows = [Row.of(text) for text in (given.only.split(";") if given.only else ROWS)]
     torch.set_num_threads(1)
-    model, calibration, judged = model_and_windows()
+    model, calibration, judged = model_and_windows(max(row.windows for row in rows), given.part == "chosen")
     original = log_probabilities(model, judged)
     lines = []
-    for solver, format in rows:
+    for row in rows:
         work, began = copy.deepcopy(model), time.process_time()
-        choices = {"model.embed_tokens": None, "*": Choice(format, solver)}
-        made = compress(work, choices, [{"input_ids": ids, "use_cache": False} for ids in calibration])
+        tuning = None if row.tuning is None else settings.read(Tuning, row.tuning, "tuning")
+        made = compress(
+            work,
+            {KEPT: None, "*": Choice(row.format, row.solver)},
+            [{"input_ids": ids, "use_cache": False} for ids in calibration[: row.windows]],
+            tuning=tuning,
+            multiply=given.multiply,
+        )
         seconds = time.process_time() - began
         kl, error = divergence(work, judged, original)
         lines.append(
             [
-                f"`{solver}`",
-                f"`{format}`",
+                f"`{row.solver}`",
+                f"`{row.format}`",
+                f"{row.windows * LENGTH:,}",
+                "" if row.tuning is None else f"`{row.tuning}`",
                 f"{made.bits_per_weight:.3f}",
                 f"{kl:.4f} ± {error:.4f}",
                 f"{seconds:.0f}",
             ]
         )
         print(*lines[-1], flush=True)
-    text = page.table(["solver", "format", "bits a weight", "KL [nats a token]", "CPU s"], lines, (2, 3, 4))
+    heads = [
+        "solver",
+        "format",
+        "calibrated on [tokens]",
+        "tuned",
+        "bits a weight",
+        "KL [nats a token]",
+        "CPU s",
+    ]
+    text = page.table(heads, lines, (2, 4, 5, 6))
     text += f"\n\n{page.machine()} torch {torch.__version__}; load of the machine {os.getloadavg()[0]:.1f}."
     if given.out:
         page.put(given.out, "solvers", text)

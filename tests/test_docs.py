@@ -357,8 +357,16 @@ def documents(tmp_path_factory):
         "measure nets.py:shared nets.py:bare --what params,flops,noise_scale",
         "compress nets.py:shared --format int4 --out small",
         "compress nets.py:shared --bits 5 --dry-run",
-        "compress nets.py:deep --bits 7 --sensitivity all --dry-run",
+        "compress nets.py:deep --bits 7 --sensitivity all",
+        "compress nets.py:deep --bits 7 --dry-run",
+        "compress nets.py:looked --format int4 --out rounded --blockwise steps=2 --activations int8(when=static)",
+        "compress nets.py:deep --frontier f.csv --format int2/g16,int4/g16",
+        "compress nets.py:deep --claims",
+        "compress nets.py:loud --claims",
+        "worth f.csv",
+        "worth f.csv --law 7.json --tokens 1M --at 5",
         "export small --to small.onnx --model nets.py:shared",
+        "export small --to small.qonnx.onnx --model nets.py:shared",
     ]
     log_curves(folder)
     verbs += [
@@ -372,7 +380,9 @@ def documents(tmp_path_factory):
         assert code in (0, 2 if given[0] == "check" else 0), f"{command}: {printed}"
         document = json.loads(words(folder / f"{i}.json"))
         out.setdefault(document["schema"], []).append(document)
-    out["isoloss/recipe/1"] = [json.loads(words(folder / "small" / "recipe.json"))]
+    out["isoloss/recipe/1"] = [
+        json.loads(words(folder / name / "recipe.json")) for name in ("small", "rounded")
+    ]
     return out
 
 
@@ -404,6 +414,14 @@ NETS = """
     def deep():
         model = nn.Sequential(*[layer for _ in range(4) for layer in (nn.Linear(16, 16), nn.ReLU())])
         return Subject(model, [(torch.randn(8, 16), torch.zeros(8).long())], CrossEntropy(), "deep")
+
+    def looked():
+        model = nn.Sequential(nn.Embedding(9, 16), nn.Linear(16, 4))
+        return Subject(model, [(torch.arange(9), torch.zeros(9).long())], CrossEntropy(), "looked")
+
+    def loud():
+        model = nn.Sequential(nn.Linear(32, 16), nn.Linear(16, 4))
+        return Subject(model, [(20 * torch.randn(8, 32), torch.zeros(8).long())], CrossEntropy(), "loud")
 
     def bare():
         return Far(64, 64), torch.randn(8, 64)

@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "trainers": {"errors", "files"},
     "measure": {"runs", "observing", "trainers", "errors", "files", "special"},
     "compress": {"native", "measure", "planning", "runs", "laws", "fitting", "trainers", "errors", "files"},
+    "deploy": {"compress", "measure", "native", "trainers", "errors", "files"},
     "": SPINE | {"errors", "report", "version"},
     "__main__": {"cli"},
 }

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from isoloss import __version__
+from isoloss.cli.bench import bench
 from isoloss.cli.check import check
 from isoloss.cli.compare import compare
 from isoloss.cli.compress import compress
@@ -24,6 +25,7 @@ from isoloss.cli.samples import samples
 from isoloss.cli.schedule import schedule
 from isoloss.cli.study import study
 from isoloss.cli.versus import versus
+from isoloss.cli.worth import worth
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -47,7 +49,9 @@ for verb in (
     samples,
     measure,
     compress,
+    worth,
     export,
+    bench,
 ):
     app.command()(verb)
 app.add_typer(schedule, name="schedule")

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isoloss.cli import compress_mixed
+from isoloss.cli import compress_measured, compress_mixed, compress_ways
+from isoloss.cli.compress_print import show_compressed
 from isoloss.cli.options import Json, Latex, Markdown, Seed, style_of
-from isoloss.cli.show import Style, Table, check_writable, for_people, number, plural, say, show, write_json
-from isoloss.report.words import amount
+from isoloss.cli.show import check_writable, for_people, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from torch import Tensor
+
     from isoloss.compress.calibration import Prepared
     from isoloss.compress.compressed import Compressed
     from isoloss.compress.forecast import Forecast
+    from isoloss.compress.layers import Layer
     from isoloss.compress.recipe import Choice
 
     Tell = Callable[[str, int, int], None]
     Chooser = Callable[[float | None], tuple[dict[str, Choice | None], dict[str, Any]]]
 
-WORST = 8  # layers that are printed
 TRIES = 4  # to keep a limit on the loss
 
 
@@ -71,13 +75,51 @@ def compress(
         ),
     ] = None,
     frontier: Annotated[
-        str | None, typer.Option(help="CSV file for the choices of all sizes, measured.")
+        str | None,
+        typer.Option(
+            help="Measure every format, and the choices of all sizes, as rows of this CSV file; without a limit nothing "
+            "is compressed. A format may name its solver: int4@nearest."
+        ),
     ] = None,
+    claims: Annotated[
+        bool,
+        typer.Option(
+            "--claims", help="Settle rival claims on this model (FP8 or INT8, ...) and change nothing."
+        ),
+    ] = False,
     eval: Annotated[
         str | None,
         typer.Option(help="file.py:score, a function of the model that gives a number: before and after."),
     ] = None,
     solver: Annotated[str, typer.Option(help="nearest, gptq, lut-feedback and others.")] = "gptq",
+    rotate: Annotated[
+        str | None,
+        typer.Option(
+            help="Rotate a model of Llama's kind before: usual, or settings: 'residual=false, seed=1'.",
+            metavar="SETTINGS",
+        ),
+    ] = None,
+    blockwise: Annotated[
+        str | None,
+        typer.Option(
+            help="Learn the layers of a block together afterwards: usual, or settings: 'steps=200, rounding=false'.",
+            metavar="SETTINGS",
+        ),
+    ] = None,
+    tune: Annotated[
+        str | None,
+        typer.Option(
+            help="At last, tune tables and scales for the predictions of the whole model: usual, or settings: 'steps=200'.",
+            metavar="SETTINGS",
+        ),
+    ] = None,
+    activations: Annotated[
+        str | None,
+        typer.Option(
+            help="Round the inputs of layers too: int8, fp8-e4m3, 'int8/asym(when=static, range=mse)'.",
+            metavar="FORMAT",
+        ),
+    ] = None,
     keep: Annotated[
         list[str] | None,
         typer.Option(
@@ -123,29 +165,45 @@ def compress(
             "needed --within block or layer, and --unreached refuse or nearest, "
             f"got {within!r} and {unreached!r}"
         )
-    _torch(threads)
-    from isoloss.compress.calibration import prepare
-    from isoloss.compress.forecast import forecast
-    from isoloss.measure.load import Wanted, function
-    from isoloss.runs.units import parse_bytes
-
     with _status() as tell:
-        tell("loading", 0, 0)
-        made = prepare(model, calib, Wanted(None, batch, batches, length, seed))
-        metric = None if eval is None else function(eval)
+        tell("loading torch", 0, 0)
+        _torch(threads)
+        from isoloss.compress.calibration import prepare
+        from isoloss.measure.load import Wanted, function
+        from isoloss.runs.units import parse_bytes
+
+        ways = compress_ways.asked(rotate, blockwise, activations, tune)
+        compress_ways.refuse_early(solver, format, calib, out, sensitivity)
         limits = _Limits(bits, None if bytes is None else parse_bytes(bytes), max_loss_increase)
-        choose = _chooser(
-            made, limits, format, solver, keep or [], sensitivity, frontier, unreached, seed, tell
-        )
+        metric = None if eval is None else function(eval)
+        tell("loading the model", 0, 0)
+        made = prepare(model, calib, Wanted(None, batch, batches, length, seed))
+        job = compress_ways.job(made, ways, solver, seed, tell)
+        only = None
+        if claims or (frontier is not None and limits == _Limits(None, None, None)):
+            only = compress_measured.measured(
+                job, claims, format, keep or [], sensitivity, frontier, unreached, out, tell
+            )
+    if only is not None:
+        with for_people(json):
+            only.print(style)
+        if json is not None:
+            write_json(json, only.document)
+        return 0
+    with _status() as tell:
+        wanted = _wanted(job, limits, format, keep or [], sensitivity, frontier)
         if dry_run:
-            choices, facts = choose(None)
-            tell("trying", 0, 0)
-            found = forecast(made.loaded.subject.model, choices, made.batches)
-            document = _document(made, solver, facts) | _forecast(found)
+            document = _foreseen(job, wanted, limits, frontier, tell)
         else:
-            document = _done(made, solver, choose, limits, metric, within, unreached, out, tell)
+            try:
+                choose = _chooser(job, limits, wanted, frontier, unreached, tell)
+                document = _done(job, model, choose, limits, metric, within, unreached, out, tell)
+            except KeyboardInterrupt:
+                tell("", 0, 0)
+                print(f"isoloss: interrupted: {compress_ways.cut_off(out)}", file=sys.stderr)
+                raise
     with for_people(json):
-        _print(document, style, layers)
+        show_compressed(document, style, layers)
     if json is not None:
         write_json(json, document)
     return 0
@@ -163,17 +221,34 @@ def _torch(threads: int | None) -> None:
 @contextlib.contextmanager
 def _status() -> Iterator[Callable[[str, int, int], None]]:
     """What is being done, for a person who watches; silent elsewhere."""
-    import sys
-
     if not sys.stderr.isatty():
         yield lambda what, done, count: None
         return
     from rich.console import Console
 
-    with Console(stderr=True).status("loading") as status:
-        yield lambda what, done, count: status.update(
-            f"{what}, {done} of {count} layers done" if count else what
-        )
+    begun: dict[
+        int, tuple[float, int]
+    ] = {}  # of work of so many parts: when it was first told of, and what was done
+
+    with Console(stderr=True).status("starting") as status:
+
+        def tell(what: str, done: int, count: int) -> None:
+            if not count:
+                begun.clear()
+                status.update(what)
+                return
+            since, first = begun.setdefault(count, (time.monotonic(), done))
+            left = ""
+            if done > first:
+                seconds = (time.monotonic() - since) / (done - first) * (count - done)
+                left = (
+                    f", about {seconds / 60:.0f} min left"
+                    if seconds > 90
+                    else f", about {seconds:.0f} s left"
+                )
+            status.update(f"{what}: {done} of {count} done{left}")
+
+        yield tell
 
 
 @dataclass(frozen=True)
@@ -185,30 +260,44 @@ class _Limits:
     rise: float | None
 
 
-def _chooser(
-    made: Prepared,
+@dataclass(frozen=True)
+class _Wanted:
+    """What is to be encoded, and in what: one format for all, or the best of several for each by a method."""
+
+    layers: list[Layer]
+    left: dict[str, Choice | None]
+    one: str | None
+    several: tuple[Choice, ...]
+    method: str
+
+    def uniform(self, solver: str) -> tuple[dict[str, Choice | None], dict[str, Any]]:
+        """Choices, and what is said of them."""
+        from isoloss.compress.recipe import Choice
+
+        assert self.one is not None
+        return {**self.left, "*": Choice(self.one, solver)}, {"format": self.one, **compress_mixed.NOTHING}
+
+
+def _wanted(
+    job: compress_ways.Job,
     limits: _Limits,
     format: str | None,
-    solver: str,
     keep: list[str],
     sensitivity: str | None,
     frontier: str | None,
-    unreached: str,
-    seed: int,
-    tell: Tell,
-) -> Chooser:
-    """What gives a choice for each layer, and what is to be said of it, for a rise of the loss; all else is made once."""
+) -> _Wanted:
     from isoloss.compress.candidates import ladder
     from isoloss.compress.layers import find
     from isoloss.compress.recipe import Choice, chosen
     from isoloss.compress.uniform import uniform
 
+    made, solver = job.made, job.solver
     model = made.loaded.subject.model
     every = find(model).layers
     left: dict[str, Choice | None] = dict.fromkeys(keep)
     selected = chosen(every, {**left, "*": Choice("int8", "nearest")})
     wanted = [layer for layer in every if selected[layer.name] is not None]
-    named = [] if format is None else [Choice(one.strip(), solver) for one in format.split(",")]
+    named = () if format is None else tuple(Choice(one.strip(), solver) for one in format.split(","))
     asked = any(limit is not None for limit in (limits.bits, limits.bytes, limits.rise))
     if not asked and not named:
         raise ValueError("needed --bits, --bytes or --format, or --max-loss-increase, got none")
@@ -218,36 +307,64 @@ def _chooser(
         if mixing:
             raise ValueError(f"{mixing[0]} chooses between formats, and one was named. Name several, or none")
         one = uniform(model, wanted, solver, limits.bits, limits.bytes, format)
-        return lambda rise: ({**left, "*": Choice(one, solver)}, {"format": one, **compress_mixed.NOTHING})
+        return _Wanted(wanted, left, one, (), "")
     if not asked:
         raise ValueError("several formats need a limit. Give --bits, --bytes or --max-loss-increase")
     method = compress_mixed.usual(made, sensitivity)
     if limits.rise is not None and made.loaded.costs_only:
         raise ValueError(f"--max-loss-increase needs a loss, and {made.loaded.costs_only}")
-    found = compress_mixed.tried(made, wanted, named or ladder(solver), unreached, tell)
-    scores, rows = compress_mixed.scored(made, found, method, seed, tell)
+    return _Wanted(wanted, left, None, named or ladder(solver), method)
+
+
+def _chooser(
+    job: compress_ways.Job, limits: _Limits, wanted: _Wanted, frontier: str | None, unreached: str, tell: Tell
+) -> Chooser:
+    """What gives a choice for each layer, and what is to be said of it, for a rise of the loss; all else is made once."""
+    if wanted.one is not None:
+        return lambda rise: wanted.uniform(job.solver)
+    made, method = job.made, wanted.method
+    found = compress_mixed.tried(job, wanted.layers, wanted.several, unreached, tell)
+    scores, rows = compress_mixed.scored(made, found, method, job.seed, tell)
     if frontier is not None:
-        compress_mixed.write_frontier(made, found, scores, frontier, tell)
+        compress_measured.write(job, compress_measured.rows_of(found, scores), frontier, tell)
 
     def choose(rise: float | None) -> tuple[dict[str, Choice | None], dict[str, Any]]:
         wish = limits.rise if rise is None else rise
         mixed = compress_mixed.chosen(made, found, scores, limits.bits, limits.bytes, wish, tell)
-        return {**left, **found.choices(mixed.plan)}, compress_mixed.facts(mixed, scores, rows)
+        return {**wanted.left, **found.choices(mixed.plan)}, compress_mixed.facts(mixed, scores, rows)
 
     return choose
 
 
-def _document(made: Prepared, solver: str, facts: dict[str, Any]) -> dict[str, Any]:
-    from isoloss.measure.storages import bytes_of
-
-    model = made.loaded.subject.model
+def _document(job: compress_ways.Job, facts: dict[str, Any]) -> dict[str, Any]:
     return {
         "schema": "isoloss/compress/1",
-        "model": made.loaded.subject.name,
-        "solver": solver,
-        "original_bytes": bytes_of([*model.parameters(), *model.buffers()]),
+        "model": job.made.loaded.subject.name,
+        "solver": job.solver,
+        "original_bytes": job.original_bytes,
+        **job.ways.facts(),
         **facts,
     }
+
+
+def _foreseen(
+    job: compress_ways.Job, wanted: _Wanted, limits: _Limits, frontier: str | None, tell: Tell
+) -> dict[str, Any]:
+    from isoloss.compress.forecast import forecast
+
+    if wanted.one is not None:
+        tell("trying", 0, 0)
+        choices, facts = wanted.uniform(job.solver)
+        model = job.made.loaded.subject.model
+        found = forecast(model, choices, job.made.batches, blockwise=job.ways.blockwise)
+        return _document(job, facts) | _forecast(found) | {"least_bytes": None, "most_bytes": None}
+    mixed = compress_mixed.foreseen(
+        job, wanted.layers, wanted.several, wanted.left, wanted.method, (limits.bits, limits.bytes),
+        limits.rise is not None, frontier is not None, tell,
+    )  # fmt: skip
+    facts = compress_mixed.facts_foreseen(mixed, wanted.method)
+    ends = {"seconds": mixed.seconds, "least_bytes": mixed.least, "most_bytes": mixed.most}
+    return _document(job, facts) | _forecast(mixed.forecast) | ends
 
 
 def _forecast(found: Forecast) -> dict[str, Any]:
@@ -278,8 +395,8 @@ def _forecast(found: Forecast) -> dict[str, Any]:
 
 
 def _done(
-    made: Prepared,
-    solver: str,
+    job: compress_ways.Job,
+    model: str,
     choose: Chooser,
     limits: _Limits,
     metric: Callable[..., Any] | None,
@@ -290,35 +407,31 @@ def _done(
 ) -> dict[str, Any]:
     import shutil
 
-    from isoloss.compress.fisher import fisher
+    from isoloss.compress.activations import detach
     from isoloss.compress.pipeline import compress
     from isoloss.compress.saving import save
-    from isoloss.compress.solvers import get
 
-    subject = made.loaded.subject
-    squares = None
-    if "fisher" in get(solver).needs:
-        if made.loaded.costs_only or made.batches is None:
-            raise ValueError(
-                f"the solver {solver} needs the gradient of a loss, and "
-                f"{made.loaded.costs_only or 'no calibration data were given'}"
-            )
-        squares = fisher(subject, progress=tell)
+    made, subject = job.made, job.made.loaded.subject
     before, score = _loss(made), None if metric is None else float(metric(subject.model))
     work = None if out is None else Path(out) / "stages"
     kept = {name: own.clone() for name, own in subject.model.state_dict().items()} if limits.rise else {}
     rise, after = limits.rise, before
     for _ in range(TRIES):
         choices, facts = choose(rise)
-        document = _document(made, solver, facts)
+        document = _document(job, facts)
         found = compress(
             subject.model,
             choices,
             made.batches,
             folder=work,
-            fisher=squares,
+            fisher=_squares(job, choices),
             within="layer" if within == "layer" else "block",
             unreached="nearest" if unreached == "nearest" else "refuse",
+            blockwise=job.ways.blockwise,
+            subject=compress_ways.with_targets(made),
+            activations=job.ways.activations,
+            rotated=job.rotated,
+            tuning=job.ways.tuning,
             progress=tell,
             known_as=made.known_as,
         )
@@ -327,6 +440,7 @@ def _done(
             break
         # Layers were chosen as fitted one by one; together they came to more. Ask for less.
         rise = 0.9 * limits.rise * min(limits.rise, float(rise or limits.rise)) / (after - before)
+        detach(subject.model)
         subject.model.load_state_dict(kept)
         if work is not None:
             shutil.rmtree(work, ignore_errors=True)
@@ -339,10 +453,24 @@ def _done(
         )
     sizes = None
     if out is not None and work is not None:
-        sizes = save(found, out)
+        sizes = save(found, out, compress_ways.source_of(model))
         shutil.rmtree(work, ignore_errors=True)
     scores = (score, None if metric is None else float(metric(subject.model)))
     return document | _result(found, made, (before, after), scores, out, sizes)
+
+
+def _squares(job: compress_ways.Job, choices: dict[str, Choice | None]) -> dict[str, Tensor] | None:
+    """Squared gradients of the layers whose solver needs them."""
+    from isoloss.compress.layers import find
+    from isoloss.compress.recipe import chosen
+    from isoloss.compress.solvers import get
+
+    every = find(job.made.loaded.subject.model).layers
+    own = chosen(every, choices)
+    needing = [
+        layer for layer in every if (one := own[layer.name]) is not None and "fisher" in get(one.solver).needs
+    ]
+    return job.squares.of(needing, job.solver) if needing else None
 
 
 def _loss(made: Prepared) -> float | None:
@@ -397,66 +525,6 @@ def _result(
         "out": out,
         "header_bytes": None if sizes is None else sizes["header"],
         "recipe_bytes": None if sizes is None else sizes["recipe"],
+        "least_bytes": None,
+        "most_bytes": None,
     }
-
-
-def _print(found: dict[str, Any], style: Style, layers: bool) -> None:
-    dry = found["dry_run"]
-    rows = [
-        ["format", f"{found['format']}, {found['solver']}"],
-        ["encoded weights", f"{found['weights']:,}"],
-        ["stored bits a weight", f"{found['bits_per_weight']:.4g}"],
-        ["bytes of tensors", f"{found['bytes']:,}"],
-        ["of them not encoded", f"{found['plain_bytes']:,}"],
-        ["bytes before", f"{found['original_bytes']:,}"],
-    ]
-    if dry:
-        rows += [
-            ["stages", str(found["stages"])],
-            ["about", f"{number(found['seconds'], 2)} s"],
-            ["memory, about", f"{amount(found['memory'], 2)} bytes"],
-        ]
-    else:
-        rows.append(["seconds", number(found["seconds"], 3)])
-    if found["loss_before"] is not None:
-        said = f"{found['loss_before']:.5g}, then {found['loss_after']:.5g}"
-        rows.append([f"loss on {found['loss_on']}", said])
-    if found["sensitivity"] is not None:
-        foretold = "" if found["foretold"] is None else f", rise foretold {number(found['foretold'], 2)}"
-        rows.append(["sensitivity", f"{found['sensitivity']}{foretold}"])
-    if found["score_before"] is not None:
-        rows.append(["score", f"{found['score_before']:.5g}, then {found['score_after']:.5g}"])
-    show(Table(["compressed", "value"], rows, found["model"], words=["value"]), style)
-    compress_mixed.show_agreement(found["sensitivities"], style)
-    own = found["layers"]
-    if not dry and own:
-        shown = own if layers else sorted(own, key=lambda layer: -layer["error"])[:WORST]
-        title = "" if layers or len(own) <= WORST else f"largest errors, of {plural(len(own), 'layer')}"
-        show(
-            Table(
-                ["layer", "bits", "relative error", "of", "s"],
-                [
-                    [
-                        layer["name"],
-                        f"{layer['bits']:,}",
-                        number(layer["error"], 3),
-                        layer["error_of"],
-                        number(layer["seconds"], 2),
-                    ]
-                    for layer in shown
-                ],
-                title,
-                words=["layer"],
-            ),
-            style,
-        )
-    if dry and layers:
-        show(Table(["layer", "bits"], [[one["name"], f"{one['bits']:,}"] for one in own]), style)
-    for note in found["notes"]:
-        say(f"note: {note}", style)
-    if found["out"]:
-        say(
-            f"{found['out']}: {found['bytes']:,} bytes of tensors, {found['header_bytes']:,} of their header, "
-            f"{found['recipe_bytes']:,} of the recipe",
-            style,
-        )

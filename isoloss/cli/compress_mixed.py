@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from isoloss.cli.show import Style, Table, number, show
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
+    from isoloss.cli.compress_ways import Job
     from isoloss.compress.calibration import Prepared
     from isoloss.compress.candidates import Candidates
+    from isoloss.compress.forecast_mixed import MixedForecast
     from isoloss.compress.layers import Layer
     from isoloss.compress.mixed import Mixed
     from isoloss.compress.recipe import Choice
@@ -20,6 +23,18 @@ if TYPE_CHECKING:
 
 USUAL = "block-fisher"
 ALL = "all"
+POINTS = 8  # of a frontier
+# Method -> from layers and from candidates: gradients of all examples, and measurements of the loss, about.
+PASSES: dict[str, Callable[[int, int], tuple[int, int]]] = {
+    "hawq": lambda layers, tried: (60 * layers, 0),
+    "hawq-v2": lambda layers, tried: (96, 0),
+    "fisher": lambda layers, tried: (1, 0),
+    "output-error": lambda layers, tried: (0, 0),
+    "kronecker": lambda layers, tried: (1, 0),
+    "block-fisher": lambda layers, tried: (1, 0),
+    "pd": lambda layers, tried: (0, tried),
+    "measured": lambda layers, tried: (0, tried),
+}
 NOTHING: dict[str, Any] = {"sensitivity": None, "foretold": None, "measured": None, "sensitivities": []}
 
 
@@ -44,26 +59,65 @@ def usual(made: Prepared, sensitivity: str | None) -> str:
 
 
 def tried(
-    made: Prepared, layers: Sequence[Layer], choices: Sequence[Choice], unreached: str, tell: Tell
+    job: Job, layers: Sequence[Layer], choices: Sequence[Choice], unreached: str, tell: Tell
 ) -> Candidates:
     """Every layer in every format."""
     from isoloss.compress.candidates import candidates
-    from isoloss.compress.fisher import fisher
     from isoloss.compress.solvers import get
 
-    subject = made.loaded.subject
-    squares = None
-    if any("fisher" in get(choice.solver).needs for choice in choices):
-        squares = fisher(subject, layers, progress=tell)
+    needing = [choice.solver for choice in choices if "fisher" in get(choice.solver).needs]
+    squares = job.squares.of(layers, needing[0]) if needing else None
     return candidates(
-        subject.model,
+        job.made.loaded.subject.model,
         layers,
         choices,
-        made.batches,
+        job.made.batches,
         fisher=squares,
         unreached="nearest" if unreached == "nearest" else "refuse",
         progress=tell,
     )
+
+
+def foreseen(
+    job: Job,
+    layers: Sequence[Layer],
+    choices: Sequence[Choice],
+    left: dict[str, Choice | None],
+    method: str,
+    limits: tuple[float | None, float | None],
+    rising: bool,
+    frontier: bool,
+    tell: Tell,
+) -> MixedForecast:
+    """What choosing and encoding would come to."""
+    from isoloss.compress.forecast_mixed import forecast_mixed
+    from isoloss.compress.mixed import TRIES
+    from isoloss.compress.solvers import get
+
+    count = len(layers) * len(choices)
+    names = PASSES if method == ALL else (method,)
+    gradients = sum(PASSES[name](len(layers), count)[0] for name in names)
+    measured = sum(PASSES[name](len(layers), count)[1] for name in names)
+    gradients += int(any("fisher" in get(choice.solver).needs for choice in choices))
+    return forecast_mixed(
+        job.made.loaded.subject,
+        layers,
+        choices,
+        left,
+        job.made.batches,
+        *limits,
+        gradients=gradients,
+        measured=measured + rising * TRIES + frontier * (POINTS + 1),
+        blockwise=job.ways.blockwise,
+        progress=tell,
+    )
+
+
+def facts_foreseen(found: MixedForecast, method: str) -> dict[str, Any]:
+    """Of what is foreseen, for the document."""
+    from isoloss.compress.mixed import words
+
+    return {**NOTHING, "format": words(found.plan), "sensitivity": USUAL if method == ALL else method}
 
 
 def scored(
@@ -128,13 +182,6 @@ def chosen(
                 "one limit less, or a higher one",
             )
     return mixed
-
-
-def write_frontier(made: Prepared, found: Candidates, scores: Scores, path: str, tell: Tell) -> None:
-    """The choices of all sizes, measured, as a table of runs."""
-    from isoloss.compress.mixed import frontier
-
-    frontier(made.loaded.subject, found, scores, progress=tell).to_csv(path)
 
 
 def facts(mixed: Mixed, scores: Scores, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from isoloss.cli.export_fpga import HLS4ML, QONNX, export_fpga
 from isoloss.cli.options import Json, Latex, Markdown, style_of
 from isoloss.cli.show import Style, Table, check_writable, for_people, number, say, show, write_json
 
@@ -20,10 +21,17 @@ if TYPE_CHECKING:
 
 def export(
     folder: Annotated[str, typer.Argument(help="Folder that isoloss compress --out wrote.")],
-    to: Annotated[str, typer.Option(help="File to write: model.gguf or model.onnx.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="File to write: model.gguf, model.onnx, model.qonnx.onnx; or folder of a project, model.hls4ml."
+        ),
+    ],
     model: Annotated[
         str | None,
-        typer.Option(help="file.py:make, where the model cannot be made from the folder alone; for ONNX."),
+        typer.Option(
+            help="file.py:make, where the model cannot be made from the folder alone; not for GGUF."
+        ),
     ] = None,
     tokenizer: Annotated[
         str | None,
@@ -44,12 +52,18 @@ def export(
             help="ONNX: what MatMulNBits may round activations to: 1 float32, 2 float16, 3 bfloat16, 4 int8.",
         ),
     ] = 1,
+    biases: Annotated[
+        str,
+        typer.Option(
+            help="QONNX, hls4ml: exact, or steps to round biases to the step of their layer's products."
+        ),
+    ] = "exact",
     layers: Annotated[bool, typer.Option("--layers", help="Print every layer.")] = False,
     json: Json = None,
     md: Markdown = False,
     latex: Latex = False,
 ) -> int:
-    """Export a compressed model: GGUF for llama.cpp, ONNX for ONNX Runtime.
+    """Export a compressed model: GGUF for llama.cpp, ONNX for ONNX Runtime, QONNX and hls4ml for FPGAs.
 
     Weights are not rounded again. The file is read back and run where a program for it is installed.
     """
@@ -57,8 +71,16 @@ def export(
     if json is not None:
         check_writable(json)
     kind = Path(to).suffix
+    if to.endswith((QONNX, HLS4ML)):
+        if tokenizer is not None or unmatched != "refuse" or matmul != "nbits" or accuracy != 1:
+            raise ValueError(
+                "--tokenizer, --unmatched, --matmul and --accuracy are of GGUF and ONNX files. Leave them out"
+            )
+        return export_fpga(folder, to, model, biases, json, style)
+    if biases != "exact":
+        raise ValueError("--biases is of .qonnx.onnx files and .hls4ml projects. Leave it out")
     if kind not in (".gguf", ".onnx"):
-        raise ValueError(f"needed a file that ends in .gguf or .onnx, got {to}")
+        raise ValueError(f"needed a name that ends in .gguf, .onnx, .qonnx.onnx or .hls4ml, got {to}")
     if kind == ".onnx" and (tokenizer is not None or unmatched != "refuse"):
         raise ValueError("--tokenizer and --unmatched are of GGUF files. Leave them out")
     if kind == ".gguf" and (matmul != "nbits" or accuracy != 1 or model is not None):
@@ -90,7 +112,15 @@ def _gguf(
     written = write_gguf(
         compressed, to, tokenizer=tokenizer, unmatched="float" if unmatched == "float" else _refuse(unmatched)
     )
-    return written, check_gguf(to, load(folder).float())
+    return written, check_gguf(to, _plain(load(folder).float()))
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    """Without rounding of inputs, which a file does not hold."""
+    from isoloss.compress.activations import detach
+
+    detach(model)
+    return model
 
 
 def _refuse(unmatched: str) -> Any:
@@ -122,12 +152,12 @@ def _model(compressed: Compressed, folder: str, made_by: str | None) -> tuple[nn
     from isoloss.measure.load import load as make
 
     if made_by is None:
-        own = load(folder)
+        own = _plain(load(folder))
         return own, tokens_of(own, compressed.recipe.model)
     subject = make(made_by, Wanted(None, 2, 1, None, 0)).subject
     if not subject.batches:
         raise ValueError(f"{made_by} must give batches too, as the file is made from an example")
-    own = load(folder, subject.model)
+    own = _plain(load(folder, subject.model))
     return own, example_of(own, subject.batches[0][0])
 
 
@@ -156,8 +186,17 @@ def _document(
             for name, type in written.types.items()
         ],
         "left": [f"{path}: {why}" for path, why in written.left.items()],
-        "notes": list(written.notes),
+        "notes": [*written.notes, *_not_held(compressed)],
     }
+
+
+def _not_held(compressed: Compressed) -> list[str]:
+    inputs = compressed.recipe.inputs
+    if inputs is None:
+        return []
+    return [
+        f"inputs are rounded in the folder ({inputs.how.spec}) and not in the file: it has the weights alone"
+    ]
 
 
 def _print(found: dict[str, Any], style: Style, layers: bool) -> None:

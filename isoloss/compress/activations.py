@@ -6,15 +6,17 @@ eight bits. Here a model runs with rounded inputs in ordinary floats, to see wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from isoloss.compress import formats
+from isoloss.compress import formats, settings
 from isoloss.compress.formats import Float, Integer, round_float, round_whole
 from isoloss.compress.layers import CONVOLUTIONS, Layer, find
 from isoloss.compress.replay import calibrating
@@ -24,13 +26,10 @@ from isoloss.measure.subject import call
 
 SAMPLE = 1 << 16  # inputs of a layer that are kept to search a range on
 ROWS = 64  # of a weight that an advice looks at, evenly spaced
-COARSE, FINE = (
-    128,
-    16,
-)  # ranges tried: from the whole down to 1/256 of it, then between the neighbours of the best
+COARSE, FINE = 128, 16  # ranges tried: down to 1/256 of the whole, then between the neighbours of the best
 
 When = Literal["static", "token"]
-How = Literal["minmax", "percentile", "mse"]
+How = Literal["minmax", "percentile", "mse", "prediction"]
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,14 @@ class Activations:
         format: of the numbers, without groups: ``int8``, ``int8/asym``, ``int8/narrow``, ``fp8-e4m3``, ``fp8-e5m2``, ``fp8-e3m4``.
         when: ``static``: one range for each layer, from calibration data; ``token``: of every row its own as it comes
             (of a convolution: of every example), from its least to its largest number.
-        range: of static ones: ``minmax``, ``percentile``, or ``mse``, the range that loses least.
+        range: of static ones: ``minmax``, ``percentile``, ``mse``, the range that loses least, or ``prediction``, the one that
+            changes what the model predicts least (:func:`isoloss.compress.scales.input_scales`).
         percentile: of the numbers that lie inside, in percent.
+        step: of static ones: ``power`` makes the step of integers (the scale of floats) a power of two, for machines that
+            multiply by shifting: the next larger one, or with ``mse`` the better of both next to it.
 
     Raises:
-        ValueError: no such setting, or a format that is not of integers or floats.
+        ValueError: no such setting, a format that is not of integers or floats, or a power of two for ranges of tokens.
 
     Source:
         Token-wise scales: Z. Yao et al., ZeroQuant, 2022, arXiv 2206.01861; ranges: M. Nagel et al., A White Paper on Neural
@@ -59,15 +61,44 @@ class Activations:
     when: When = "token"
     range: How = "mse"
     percentile: float = 99.99
+    step: Literal["free", "power"] = "free"
 
     def __post_init__(self) -> None:
         numbers(self.format)
-        if self.when not in ("static", "token") or self.range not in ("minmax", "percentile", "mse"):
+        settings.check(self, "activations")
+        if self.step == "power" and (self.when == "token" or self.range == "prediction"):
             raise ValueError(
-                f"when is static or token, and range minmax, percentile or mse, got {self.when!r} and {self.range!r}"
+                "a step that is a power of two needs when=static, and range minmax, percentile or mse"
             )
         if not 50 < self.percentile <= 100:
             raise ValueError(f"a percentile needs more than 50 and at most 100, got {self.percentile}")
+
+    @property
+    def spec(self) -> str:
+        """In words: the format, and in brackets settings other than the usual; :func:`asked` reads them back."""
+        given = settings.words(replace(self, format="int8"))
+        return f"{self.format}({given})" if given else self.format
+
+
+def asked(text: str) -> Activations:
+    """Settings from words: a format, with settings in brackets.
+
+    Raises:
+        ValueError: no such format or setting.
+
+    Example:
+        >>> asked("int8/asym(when=static, range=minmax)")
+        Activations(format='int8/asym', when='static', range='minmax', percentile=99.99, step='free')
+        >>> asked("fp8-e4m3").spec
+        'fp8-e4m3'
+    """
+    match = re.fullmatch(r"\s*([^()=,]+?)\s*(?:\(([^()]*)\))?\s*", text)
+    if match is None:
+        raise ValueError(
+            f"needed a format for the inputs, with settings in brackets: int8(when=static, range=mse), got {text!r}"
+        )
+    made = settings.read(Activations, match[2] or "", "activations")
+    return replace(made, format=match[1])
 
 
 def numbers(format: str | Integer | Float) -> Integer | Float:
@@ -253,8 +284,32 @@ def samples(
 
 
 def ranges(taken: Mapping[str, Tensor], how: Activations) -> dict[str, Range]:
-    """Layer -> its static range, from :func:`samples`."""
-    return {name: _range(x, how) for name, x in taken.items()}
+    """Layer -> its static range, from :func:`samples`.
+
+    Raises:
+        ValueError: the range is to be chosen by predictions, which samples do not tell.
+    """
+    if how.range == "prediction":
+        raise ValueError(
+            "ranges by prediction need the model: take them from isoloss.compress.scales.input_scales"
+        )
+    return {name: _stepped(x, _range(x, how), how) for name, x in taken.items()}
+
+
+def _stepped(x: Tensor, found: Range, how: Activations) -> Range:
+    """The range whose step is a power of two: none smaller, or the better of two; the one found where any step will do."""
+    kind, tried = numbers(how.format), list[tuple[float, Range]]()
+    asym = isinstance(kind, Integer) and kind.zero == "asym"
+    top = kind.type.maximum if isinstance(kind, Float) else kind.top
+    low, high = (min(found.low, 0.0), max(found.high, 0.0)) if asym else (0.0, found.high)
+    if how.step == "free" or not high > low:
+        return found
+    for step in (first := 2.0 ** math.ceil(math.log2((high - low) / top)), first / 2):
+        zero = min(top, round(-low / step)) if asym else top
+        one = Range(-zero * step, (top - zero) * step if asym else top * step)
+        ends = torch.tensor([one.low, one.high])
+        tried.append((sqnr(x[:-2], fake_round(x[:-2], ends[0], ends[1], kind)), one))
+    return max(tried, key=lambda pair: pair[0])[1] if how.range == "mse" else tried[0][1]
 
 
 def _range(x: Tensor, how: Activations) -> Range:
@@ -279,15 +334,67 @@ def _range(x: Tensor, how: Activations) -> Range:
     return Range(low, high)
 
 
+@dataclass(frozen=True)
+class Rounded:
+    """How the inputs of a model are rounded.
+
+    Attributes:
+        how: settings.
+        ranges: layer -> its static range; empty where every row has its own.
+        left: layer -> why its inputs are not rounded.
+    """
+
+    how: Activations
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    left: Mapping[str, str] = field(default_factory=dict)
+
+
+def attach(model: nn.Module, how: Activations, static: Mapping[str, Range] | None = None) -> Rounded:
+    """Round the inputs of a model from now on, until :func:`detach`; inputs that were rounded otherwise are no more.
+
+    Args:
+        model, how, static: as of :func:`rounded_inputs`.
+
+    Raises:
+        ValueError: static ranges are asked for and not given.
+    """
+    detach(model)
+    left, _ = _hooked(model, how, static)
+    kept = {} if how.when == "token" else {name: one for name, one in (static or {}).items()}
+    return Rounded(how, kept, left)
+
+
+def detach(model: nn.Module) -> None:
+    """Round no inputs any more.
+
+    Example:
+        >>> net = nn.Linear(2, 1)
+        >>> _ = attach(net, Activations("int2"))
+        >>> x = torch.tensor([[1.0, 0.3]])
+        >>> with torch.no_grad():
+        ...     rounded = net(x)
+        >>> detach(net)
+        >>> bool((rounded != net(x)).any())
+        True
+    """
+    for module in model.modules():
+        hooks = module._forward_pre_hooks
+        for key in [key for key, hook in hooks.items() if isinstance(hook, _Rounding)]:
+            del hooks[key]
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
 @contextmanager
 def rounded_inputs(
-    model: nn.Module, how: Activations, static: Mapping[str, Range] | None = None
+    model: nn.Module,
+    how: Activations | Mapping[str, Activations],
+    static: Mapping[str, Range] | None = None,
 ) -> Iterator[dict[str, str]]:
     """The model with rounded inputs of its linear layers and convolutions; the weights are not touched.
 
     Args:
         model: any module.
-        how: settings.
+        how: settings, of all layers or by layer; a layer without is left.
         static: :func:`ranges`, for static ones; a layer that has none is left.
 
     Yields:
@@ -303,21 +410,7 @@ def rounded_inputs(
         ...     net(torch.tensor([[1.0, 0.2, 0.6, -1.0]])), left
         (tensor([[1., 1.]]), {})
     """
-    if how.when == "static" and static is None:
-        raise ValueError(
-            "static ranges need calibration data: give them, from isoloss.compress.activations.ranges"
-        )
-    left: dict[str, str] = {}
-    hooks = []
-    for layer in find(model).layers:
-        why = _cannot(layer)
-        known = None if how.when == "token" else (static or {}).get(layer.name)
-        if why is None and how.when == "static" and known is None:
-            why = "no calibration data came to it"
-        if why is not None:
-            left[layer.name] = why
-            continue
-        hooks.append(layer.module.register_forward_pre_hook(_rounding(how, known)))
+    left, hooks = _hooked(model, how, static)
     try:
         yield left
     finally:
@@ -325,7 +418,31 @@ def rounded_inputs(
             hook.remove()
 
 
-def _cannot(layer: Layer) -> str | None:
+def _hooked(
+    model: nn.Module, how: Activations | Mapping[str, Activations], static: Mapping[str, Range] | None
+) -> tuple[dict[str, str], list[Any]]:
+    every = [how] if isinstance(how, Activations) else list(how.values())
+    if static is None and any(one.when == "static" for one in every):
+        raise ValueError(
+            "static ranges need calibration data: give them, from isoloss.compress.activations.ranges"
+        )
+    left: dict[str, str] = {}
+    hooks = []
+    for layer in find(model).layers:
+        one = how if isinstance(how, Activations) else how.get(layer.name)
+        why = cannot(layer) or ("not asked for" if one is None else None)
+        known = None if one is None or one.when == "token" else (static or {}).get(layer.name)
+        if one is not None and one.when == "static" and why is None and known is None:
+            why = "no calibration data came to it"
+        if one is None or why is not None:
+            left[layer.name] = str(why)
+            continue
+        hooks.append(layer.module.register_forward_pre_hook(_Rounding(one, known), with_kwargs=True))
+    return left, hooks
+
+
+def cannot(layer: Layer) -> str | None:
+    """Why the inputs of a layer cannot be rounded; None: they can."""
     if layer.kind == "embedding":
         return "it looks up; where the same weight also multiplies, that is not rounded"
     if layer.parameter != "weight" or layer.index is not None:
@@ -333,16 +450,22 @@ def _cannot(layer: Layer) -> str | None:
     return None
 
 
-def _rounding(how: Activations, known: Range | None) -> Callable[[nn.Module, Any], Any]:
-    def enter(module: nn.Module, args: Any) -> Any:
-        x = args[0]
-        if known is not None:
-            low, high = x.new_tensor(known.low), x.new_tensor(known.high)
-        else:
-            low, high = token_range(x, numbers(how.format), isinstance(module, CONVOLUTIONS))
-        return (fake_round(x, low, high, how.format), *args[1:])
+@dataclass(frozen=True, eq=False)
+class _Rounding:
+    """A hook that rounds what a layer is called with."""
 
-    return enter
+    how: Activations
+    known: Range | None
+
+    def __call__(self, module: nn.Module, args: Any, keywords: Any) -> Any:
+        by_name = not args  # linear(input=x)
+        x = keywords["input"] if by_name else args[0]
+        if self.known is not None:
+            low, high = x.new_tensor(self.known.low), x.new_tensor(self.known.high)
+        else:
+            low, high = token_range(x, numbers(self.how.format), isinstance(module, CONVOLUTIONS))
+        rounded = fake_round(x, low, high, self.how.format)
+        return (args, {**keywords, "input": rounded}) if by_name else ((rounded, *args[1:]), keywords)
 
 
 def token_range(x: Tensor, kind: Integer | Float, whole: bool = False) -> tuple[Tensor, Tensor]:

@@ -8,21 +8,23 @@ uncompressed block gives on uncompressed inputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from isoloss.compress.formats import Coded, Encoded, Float, Grid, Integer, NormalFloat, Table
-from isoloss.compress.formats.encoded import as_matrix
+from isoloss.compress.formats import Encoded
 from isoloss.compress.layers import Layer
-from isoloss.compress.solvers.adaround import DECIDED, Between, logit, relaxed, sharpness
-from isoloss.compress.solvers.refine import PLAIN_SCALES
+from isoloss.compress.predictions import first, positions
+from isoloss.compress.relaxed import Book, Part, Relaxed, learnable, relax
+from isoloss.compress.solvers.adaround import relaxed, sharpness
 
+Loss = Literal["mse", "fisher", "prediction"]
+LOSSES: tuple[Loss, ...] = ("mse", "fisher", "prediction")
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -33,13 +35,28 @@ class Blockwise:
     With :math:`z` what the uncompressed block gives and :math:`\hat z` what it gives with relaxed weights (as
     :class:`~isoloss.compress.solvers.AdaRound` relaxes them), Adam makes
 
-    .. math:: N\,\frac{\|z - \hat z\|^2}{\|z - \hat z_0\|^2} + \lambda \sum (1 - |2h - 1|^\beta)
+    .. math:: N\,\frac{E(\hat z)}{E(\hat z_0)} + \lambda \sum (1 - |2h - 1|^\beta)
 
-    small over the roundings, and over the scales (or the entries of tables), of all layers of the block; N is the number of
-    its weights, :math:`\hat z_0` what the block gives as the solver left it. Of the numbers that go in, each is with probability
-    ``drop`` the uncompressed one. Some batches are not learned from; a block that does not gain on them is left as it was.
+    small over the roundings, and over the scales (or the entries of tables and codebooks), of all layers of the block; N is
+    the number of its weights, :math:`\hat z_0` what the block gives as the solver left it, and E the loss:
+
+    - ``mse``: :math:`\|z - \hat z\|^2`.
+    - ``fisher``: :math:`\sum (\partial L / \partial z)^2 (z - \hat z)^2`, with the gradients of each example's loss in the
+      uncompressed model.
+    - ``prediction``: :math:`\|z - \hat z\|^2 / n + w\,\mathrm{KL}(\mathrm{softmax}(y / T)\,\|\,\mathrm{softmax}(\hat y / T))`
+      with n positions, y what the model predicts and :math:`\hat y` what it predicts when this block gives
+      :math:`\hat z` and all later blocks are uncompressed; the divergence is a mean over rows.
+
+    Of the numbers that go in, each is with probability ``drop`` the uncompressed one. Some batches are not learned from; a
+    block that does not gain on them, by its own loss, is left as it was.
 
     Args:
+        loss: E. ``fisher`` and ``prediction`` run the model behind the block: once for each batch, and at each step.
+        predicted: w; PD-Quant's :math:`1 / \lambda_r`.
+        temperature: T.
+        correct: move the uncompressed inputs of each block to the statistics of its batch norms first, and make the target
+            of these; the number says how far they may go (lambda of :class:`~isoloss.compress.distribution.Correction`).
+            0: no.
         steps: of Adam; each runs the block on one calibration batch.
         rate: step size of V.
         values: step size of scales and entries, relative to them; 0 leaves them as they are.
@@ -52,10 +69,15 @@ class Blockwise:
         seed: of what is dropped and of the order of batches.
 
     Source:
-        Y. Li et al., BRECQ, 2021, arXiv 2102.05426; X. Wei et al., QDrop, 2022, arXiv 2203.05740; scales that are learned: S. Esser et
-        al., LSQ, 2019, arXiv 1902.08153.
+        Y. Li et al., BRECQ, 2021, arXiv 2102.05426, with its ``fisher``; X. Wei et al., QDrop, 2022, arXiv 2203.05740;
+        ``prediction``: J. Liu et al., PD-Quant, 2023, arXiv 2212.07048; scales that are learned: S. Esser et al., LSQ, 2019,
+        arXiv 1902.08153.
     """
 
+    loss: Loss = "mse"
+    predicted: float = 10.0
+    temperature: float = 4.0
+    correct: float = 0.0
     steps: int = 400
     rate: float = 0.05
     values: float = 0.001
@@ -67,6 +89,13 @@ class Blockwise:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise ValueError(f"the loss of a block is {', '.join(LOSSES)}, got {self.loss!r}")
+        if self.predicted < 0 or self.temperature <= 0 or self.correct < 0:
+            raise ValueError(
+                "needed a weight of predictions and a correction of at least 0 and a temperature above 0, got "
+                f"{self.predicted}, {self.correct} and {self.temperature}"
+            )
         if self.steps < 1 or self.rate <= 0 or self.values < 0 or self.push < 0:
             raise ValueError(
                 "needed steps of at least 1, a rate above 0, values and a push of at least 0, got "
@@ -91,16 +120,49 @@ class Example:
         full: as they come through the uncompressed model.
         target: what the uncompressed block makes of ``full``.
         counts: which positions count, bool (batch, length); None: all.
+        weights: what the square of each error counts, of the target's shape; read by ``fisher``.
+        behind: (what the block gives, temperature) -> how far the predictions behind it are from the model's own; read by
+            ``prediction``.
     """
 
     inputs: Inputs
     full: Inputs
     target: Any
     counts: Tensor | None = None
+    weights: Tensor | None = None
+    behind: Callable[[Any, float], Tensor] | None = None
 
     def gap(self, out: Any) -> Tensor:
         """What a block gives less the target, where that counts."""
-        gap = _first(out) - _first(self.target)
+        return self._where(first(out) - first(self.target))
+
+    def error(self, out: Any, how: Blockwise) -> Tensor:
+        """What a block's output loses; gradients go through.
+
+        Raises:
+            ValueError: what this loss reads is not there.
+        """
+        near = self._squares(self.gap(out), how)
+        if how.loss != "prediction":
+            return near
+        if self.behind is None:
+            raise ValueError("the loss prediction needs what lies behind the block, got nothing")
+        return near + how.predicted * self.behind(out, how.temperature)
+
+    def size(self, how: Blockwise) -> float:
+        """The same sum of squares of the target itself."""
+        return float(self._squares(self._where(first(self.target)), how))
+
+    def _squares(self, gap: Tensor, how: Blockwise) -> Tensor:
+        squares = gap.float().square()
+        if how.loss == "fisher":
+            if self.weights is None:
+                raise ValueError("the loss fisher needs squared gradients at the block's output, got none")
+            squares = squares * self._where(self.weights)
+        total = squares.sum(dtype=torch.float64)
+        return total / positions(first(self.target)) if how.loss == "prediction" else total
+
+    def _where(self, gap: Tensor) -> Tensor:
         return gap if self.counts is None or gap.shape[:2] != self.counts.shape else gap[self.counts]
 
 
@@ -110,7 +172,7 @@ class Reconstructed:
 
     Attributes:
         encoded: layer -> its weight; of a block that did not gain, as given.
-        before: squared error of the block's output with the weights as given, relative to the square of the output, on the
+        before: the loss with the weights as given, over the square of the output (weighted as the loss weighs), on the
             batches that judge.
         soft: with the relaxed ones.
         after: with the new ones, stored.
@@ -122,28 +184,6 @@ class Reconstructed:
     soft: float
     after: float
     undecided: float
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """A layer of the block.
-
-    Attributes:
-        layer: whose weight it is.
-        weight: as it was, (out, in).
-        encoded: as a solver left it.
-    """
-
-    layer: Layer
-    weight: Tensor
-    encoded: Encoded
-
-
-def learnable(part: Part) -> bool:
-    """Whether a layer can take part: one code per weight, a tensor of its own."""
-    return (
-        isinstance(part.encoded.format, Coded) and part.encoded.format.bits <= 8 and part.layer.index is None
-    )
 
 
 def reconstruct(
@@ -172,7 +212,7 @@ def reconstruct(
         >>> made.after < 0.6 * made.before
         True
     """
-    own = [_Relaxed.of(part, how) for part in parts if learnable(part)]
+    own = [relax(part, how.rounding, how.values > 0) for part in parts if learnable(part)]
     if not examples or not own:
         raise ValueError(f"needed examples and layers to learn, got {len(examples)} and {len(own)}")
     rest = {part.layer: part.encoded.decode() for part in parts if not learnable(part)}
@@ -180,16 +220,16 @@ def reconstruct(
     held = int(how.held * len(examples))
     judges = examples[len(examples) - held :] if held else examples
     examples = examples[: len(examples) - held]
-    whole = sum(float(_first(e.target).double().square().sum()) for e in judges) or 1.0
-    before = _error(modules, given, judges)
-    start = _error(modules, given, examples)
+    whole = sum(one.size(how) for one in judges) or 1.0
+    before = _error(modules, given, judges, how)
+    start = _error(modules, given, examples, how)
     if start > 0:
         _learn(modules, own, rest, examples, how, start)
     with torch.no_grad():
-        soft = _error(modules, rest | {one.part.layer: one.weight() for one in own}, judges)
+        soft = _error(modules, rest | {one.part.layer: one.weight() for one in own}, judges, how)
         encoded = {one.part.layer.name: one.hardened() for one in own}
         hard = rest | {one.part.layer: encoded[one.part.layer.name].decode() for one in own}
-        after = _error(modules, hard, judges)
+        after = _error(modules, hard, judges, how)
         undecided = [one.undecided() for one in own]
     kept = {part.layer.name: part.encoded for part in parts}
     if after < before:
@@ -200,17 +240,20 @@ def reconstruct(
 
 def _learn(
     modules: Sequence[nn.Module],
-    own: Sequence[_Relaxed],
+    own: Sequence[Relaxed | Book],
     rest: Mapping[Layer, Tensor],
     examples: Sequence[Example],
     how: Blockwise,
     before: float,
 ) -> None:
     generator = torch.Generator().manual_seed(how.seed)
-    groups = [{"params": [one.v for one in own if one.v is not None], "lr": how.rate}]
-    groups += [{"params": [one.values for one in own if one.values is not None], "lr": how.values}]
+    roundings = [one.v for one in own if one.v is not None]
+    values = [one.values for one in own if one.values is not None]
+    groups = [{"params": roundings, "lr": how.rate}, {"params": values, "lr": how.values}]
+    variables = [*roundings, *values]
+    if not variables:
+        return
     adam = torch.optim.Adam([group for group in groups if group["params"]])
-    variables = [variable for group in adam.param_groups for variable in group["params"]]
     scale = sum(one.part.weight.numel() for one in own) * len(examples) / before
     order: list[int] = []
     for step in range(how.steps):
@@ -219,8 +262,7 @@ def _learn(
         with torch.enable_grad():
             weights = {one.part.layer: one.weight() for one in own}
             inputs = mixed(example.inputs, example.full, how.drop, generator)
-            gap = example.gap(_run(modules, {**rest, **weights}, inputs))
-            loss = scale * gap.float().square().sum()
+            loss = scale * example.error(_run(modules, {**rest, **weights}, inputs), how)
             beta = sharpness(step, how.steps, how.warm)
             if beta is not None:
                 for one in own:
@@ -229,103 +271,9 @@ def _learn(
             slopes = torch.autograd.grad(loss, variables, allow_unused=True)
         for variable, slope in zip(variables, slopes, strict=True):
             variable.grad = slope
-        adam.param_groups[-1]["lr"] = (
-            how.values * 0.5 * (1 + math.cos(math.pi * step / how.steps))
-            if how.values
-            else adam.param_groups[-1]["lr"]
-        )
+        if values:
+            adam.param_groups[-1]["lr"] = how.values * 0.5 * (1 + math.cos(math.pi * step / how.steps))
         adam.step()
-
-
-@dataclass(eq=False)
-class _Relaxed:
-    """A layer's weight as a function of what is learned.
-
-    ``v`` moves each weight between its two neighbours; ``values`` are changes of scales (out, groups) or of the entries of
-    tables (out, groups, count), relative to the scale or to the table's reach.
-    """
-
-    part: Part
-    grid: Grid
-    between: Between | None
-    v: Tensor | None
-    values: Tensor | None
-    codes: Tensor
-    reach: Tensor | None = field(default=None)
-
-    @classmethod
-    def of(cls, part: Part, how: Blockwise) -> _Relaxed:
-        grid, codes = part.encoded.grid(), part.encoded.codes()
-        between = Between.of(grid, as_matrix(part.weight)) if how.rounding else None
-        v = None if between is None else logit(between.start).requires_grad_()
-        values, reach = None, None
-        if how.values and isinstance(grid.format, Table):
-            reach = grid.table.abs().amax(dim=2, keepdim=True)
-            values = torch.zeros_like(grid.table).requires_grad_()
-        elif how.values and _has_scales(grid):
-            values = torch.zeros_like(grid.scale).requires_grad_()
-        return cls(part, grid, between, v, values, codes, reach)
-
-    def weight(self) -> Tensor:
-        """(out, in), with gradients."""
-        if self.reach is not None:
-            table = self._table()
-            if self.between is None or self.v is None:
-                return self._entry(table, self.codes)
-            low, high = self._entry(table, self.between.below), self._entry(table, self.between.above)
-            return low + relaxed(self.v) * (high - low)
-        if self.between is None or self.v is None:
-            plain = self.grid.decode(self.codes)
-        else:
-            plain = self.between.at(relaxed(self.v))
-        return plain if self.values is None else plain * self.grid.spread(1 + self.values)
-
-    def hardened(self) -> Encoded:
-        """As stored."""
-        codes = self.codes
-        if self.between is not None and self.v is not None:
-            codes = self.between.codes(relaxed(self.v) >= 0.5)
-        grid, shape = self.grid, self.part.encoded.shape
-        size = (grid.rows, grid.columns)
-        if self.reach is not None:
-            assert isinstance(grid.format, Table)
-            limit = torch.finfo(torch.float16).max
-            table = self._table().detach().clamp(-limit, limit)
-            place = table.argsort(dim=2, stable=True).argsort(dim=2, stable=True)
-            codes = self._entry(place, codes).to(torch.uint8)
-            return grid.format.given(size, table).encoded(codes, shape)
-        if self.values is None:
-            return grid.encoded(codes, shape)
-        scale = (grid.scale * (1 + self.values.detach())).clamp(min=torch.finfo(torch.float16).tiny)
-        if isinstance(grid.format, Integer):
-            return grid.format.given(size, scale, grid.zero).encoded(codes, shape)
-        assert isinstance(grid.format, (Float, NormalFloat))
-        return grid.format.given(size, scale).encoded(codes, shape)
-
-    def undecided(self) -> tuple[int, int]:
-        """How many roundings are not decided, of how many."""
-        if self.v is None:
-            return 0, 0
-        h = relaxed(self.v.detach())
-        return int((torch.minimum(h, 1 - h) > DECIDED).sum()), h.numel()
-
-    def _table(self) -> Tensor:
-        assert self.values is not None
-        assert self.reach is not None
-        return self.grid.table + self.values * self.reach
-
-    def _entry(self, table: Tensor, codes: Tensor) -> Tensor:
-        """The entry of each code, (out, columns)."""
-        count = table.shape[2]
-        widths = torch.tensor([stop - start for start, stop in self.grid.groups])
-        group = torch.arange(len(widths)).repeat_interleave(widths).to(table.device)
-        flat = table.reshape(table.shape[0], -1).expand(self.grid.rows, -1)
-        return flat.gather(1, codes.long() + count * group)
-
-
-def _has_scales(grid: Grid) -> bool:
-    format = grid.format
-    return isinstance(format, (Integer, Float, NormalFloat)) and format.scales in PLAIN_SCALES
 
 
 def mixed(inputs: Inputs, full: Inputs, drop: float, generator: torch.Generator) -> Inputs:
@@ -350,22 +298,27 @@ def mixed(inputs: Inputs, full: Inputs, drop: float, generator: torch.Generator)
     return mixed_
 
 
+def run(modules: Sequence[nn.Module], inputs: Inputs) -> Any:
+    """What a block gives."""
+    out = modules[0](*inputs[0], **inputs[1])
+    for module in modules[1:]:
+        out = module(out)
+    return out
+
+
 def _run(modules: Sequence[nn.Module], weights: Mapping[Layer, Tensor], inputs: Inputs) -> Any:
     with in_place(weights):
-        out = modules[0](*inputs[0], **inputs[1])
-        for module in modules[1:]:
-            out = module(out)
-        return out
+        return run(modules, inputs)
 
 
 def _error(
-    modules: Sequence[nn.Module], weights: Mapping[Layer, Tensor], examples: Sequence[Example]
+    modules: Sequence[nn.Module],
+    weights: Mapping[Layer, Tensor],
+    examples: Sequence[Example],
+    how: Blockwise,
 ) -> float:
-    total = 0.0
     with torch.no_grad():
-        for example in examples:
-            total += float(example.gap(_run(modules, weights, example.inputs)).double().square().sum())
-    return total
+        return sum(float(one.error(_run(modules, weights, one.inputs), how)) for one in examples)
 
 
 @contextmanager
@@ -382,11 +335,3 @@ def in_place(weights: Mapping[Layer, Tensor]) -> Iterator[None]:
     finally:
         for layer in weights:
             layer.module.__dict__.pop(layer.parameter, None)
-
-
-def _first(out: Any) -> Tensor:
-    """The first tensor of floats that a block gives."""
-    for leaf in tree_flatten(out)[0]:
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            return leaf
-    raise ValueError("the block gives no tensor of floats, so its output cannot be reconstructed")

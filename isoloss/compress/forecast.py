@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,15 +14,18 @@ import torch
 from torch import nn
 
 from isoloss.compress import formats, solvers
+from isoloss.compress.blockwise import Blockwise
 from isoloss.compress.compressed import plain_tensors
 from isoloss.compress.layers import Layer, find
 from isoloss.compress.recipe import Choice, Choices, chosen
 from isoloss.compress.replay import Plan, calibrating, survey
 from isoloss.compress.statistics import Collector, Statistics, gram
+from isoloss.errors import NoAnswer
 from isoloss.measure.storages import Tally, bytes_of
 from isoloss.measure.subject import call
 
 ROWS = (16, 64)  # of a weight on which a solver is tried
+SOME = 1 << 16  # numbers on which learning is tried
 TRIED = 2048  # rows of inputs on which second moments are tried
 
 
@@ -36,6 +40,7 @@ class Forecast:
         stages: that are calibrated one after another.
         seconds: about; of them ``running`` the model and ``solving``.
         running, solving: seconds.
+        learning: seconds of learning blocks whole.
         memory: bytes, about: model, what is kept between stages, and the largest stage.
         notes: what a reader must know.
     """
@@ -48,11 +53,12 @@ class Forecast:
     solving: float
     memory: int
     notes: tuple[str, ...] = ()
+    learning: float = 0.0
 
     @property
     def seconds(self) -> float:
-        """Of running and solving."""
-        return self.running + self.solving
+        """Of running, solving and learning."""
+        return self.running + self.solving + self.learning
 
     @property
     def bytes(self) -> int:
@@ -65,12 +71,20 @@ class Forecast:
         return sum(self.bits.values()) / self.weights
 
 
-def forecast(model: nn.Module, choices: Choices, batches: Sequence[Any] | None = None) -> Forecast:
+def forecast(
+    model: nn.Module,
+    choices: Choices,
+    batches: Sequence[Any] | None = None,
+    blockwise: Blockwise | None = None,
+    trials: Trials | None = None,
+) -> Forecast:
     """Sizes as they will be, seconds and memory about; the model stays as it is.
 
     Args:
         model, choices, batches: as :func:`isoloss.compress.pipeline.compress` takes them. Of the batches the first is
             run, and solvers are tried on some rows of a weight of every shape.
+        blockwise: as there; its steps are counted as three runs of each block and as much as rounding takes.
+        trials: of solvers that were tried before, which get those that are tried here.
 
     Raises:
         ValueError: as there.
@@ -81,6 +95,7 @@ def forecast(model: nn.Module, choices: Choices, batches: Sequence[Any] | None =
         >>> sum(found.bits.values()), found.bytes, found.stages
         (34880, 4632, 2)
     """
+    trials = Trials() if trials is None else trials
     selected = chosen(find(model).layers, choices)
     wanted = [(layer, choice) for layer in find(model).layers if (choice := selected[layer.name]) is not None]
     layers = [layer for layer, _ in wanted]
@@ -89,12 +104,12 @@ def forecast(model: nn.Module, choices: Choices, batches: Sequence[Any] | None =
     own = bytes_of([*model.parameters(), *model.buffers()])
     largest = max(layer.tensor.numel() for layer in layers)
     seen: dict[str, Statistics] = {}
-    running, stages, memory = 0.0, 1, own + 12 * largest
+    running, run, stages, memory = 0.0, 0.0, 1, own + 12 * largest
     notes: tuple[str, ...] = ()
     if batches is not None:
         if not batches:
             raise ValueError("needed at least one calibration batch, got none")
-        plan, seen, running, most = _tried(model, layers, batches)
+        plan, seen, running, run, most = _tried(model, layers, batches)
         notes, stages = plan.notes, sum(1 for stage in plan.stages if stage.steps)
         memory = own + len(batches) * plan.held + max(most, 12 * largest)
     return Forecast(
@@ -103,16 +118,19 @@ def forecast(model: nn.Module, choices: Choices, batches: Sequence[Any] | None =
         bytes_of(plain.values()),
         stages,
         running,
-        _solving(wanted, seen),
+        sum(trials.seconds(layer, choice, seen.get(layer.name)) for layer, choice in wanted),
         memory,
         notes,
+        0.0 if blockwise is None else blockwise.steps * (3 * run + _relaxing(layers)),
     )
 
 
 def _tried(
     model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any]
-) -> tuple[Plan, dict[str, Statistics], float, int]:
-    """The order of the stages, statistics of a layer of every shape, seconds of all runs, bytes of the largest stage."""
+) -> tuple[Plan, dict[str, Statistics], float, float, int]:
+    """The order of the stages, statistics of a layer of every shape, seconds of all runs and of one, bytes of the largest
+    stage.
+    """
     like = list({_sort(layer): layer for layer in layers}.values())
     collector = Collector(like)
     with calibrating(model):
@@ -141,7 +159,7 @@ def _tried(
         most = max(most, held)
     passes = (2 if plan.blocks else 1) + (1 if plan.several else 0)
     by_name = {layer.name: found for layer in layers if (found := seen.get(_sort(layer)))}
-    return plan, by_name, surveyed + passes * run * len(batches) + adding, most + tally.peak
+    return plan, by_name, surveyed + passes * run * len(batches) + adding, run, most + tally.peak
 
 
 Sort = tuple[str, tuple[int, int]]
@@ -157,39 +175,61 @@ def _inputs(step: Sequence[Layer]) -> Counter[Sort]:
     return Counter(_sort(layer) for layer in experts or step[:1])
 
 
-def _solving(wanted: Sequence[tuple[Layer, Choice]], seen: Mapping[str, Statistics]) -> float:
-    """Seconds of all solvers: each is tried on two numbers of rows of a weight of every shape, and a line is drawn."""
-    known: dict[tuple[object, ...], float] = {}
-    total = 0.0
-    for layer, choice in wanted:
+@dataclass(frozen=True, eq=False)
+class Trials:
+    """Seconds of solvers for whole layers, each tried on two numbers of rows of a weight, once for every shape."""
+
+    known: dict[tuple[Sort, Choice], float] = field(default_factory=dict)
+    warm: set[str] = field(default_factory=set)
+
+    def seconds(self, layer: Layer, choice: Choice, found: Statistics | None = None) -> float:
+        """Of this layer: a line through what the rows took."""
         key = (_sort(layer), choice)
-        if key not in known:
-            known[key] = _tried_solver(layer, choice, seen.get(layer.name))
-        total += known[key]
-    return total
+        if key not in self.known:
+            self.known[key] = self._tried(layer, choice, found)
+        return self.known[key]
+
+    def _tried(self, layer: Layer, choice: Choice, found: Statistics | None) -> float:
+        solver, format, weight = solvers.get(choice.solver), formats.get(choice.format), layer.matrix()
+        rows, columns = weight.shape
+        second = found.second if found is not None else None
+        if second is None and "second" in solver.needs:
+            if layer.kind == "embedding":
+                solver = solvers.get("nearest")
+            else:
+                second = torch.eye(columns)[None]
+
+        def trial(count: int) -> float:
+            part = weight[:count]
+            facts = Statistics(layer.name, 1, second, fisher=torch.ones_like(part))
+            return _timed(lambda: solver.solve(part, format, facts))[1]
+
+        few, many = ROWS
+        if solver.name not in self.warm:
+            self.warm.add(solver.name)
+            small = torch.linspace(-1, 1, 64).reshape(4, 16)
+            facts = Statistics("trial", 64, torch.eye(16)[None], fisher=torch.ones_like(small))
+            with suppress(ValueError, NoAnswer):  # the first call loads what is used
+                solver.solve(small, format, facts)
+        if rows <= many or layer.groups > 1:
+            return trial(rows)
+        first, next_ = trial(few), trial(many)
+        return next_ + max(next_ - first, 0.0) / (many - few) * (rows - many)
 
 
-def _tried_solver(layer: Layer, choice: Choice, found: Statistics | None) -> float:
-    solver, format, weight = solvers.get(choice.solver), formats.get(choice.format), layer.matrix()
-    rows, columns = weight.shape
-    second = found.second if found is not None else None
-    if second is None and "second" in solver.needs:
-        if layer.kind == "embedding":
-            solver = solvers.get("nearest")
-        else:
-            second = torch.eye(columns)[None]
+def _relaxing(layers: Sequence[Layer]) -> float:
+    """Seconds of making all weights from what is learned of them, and back: tried on some numbers."""
+    x = torch.ones(SOME, requires_grad=True)
 
-    def trial(count: int) -> float:
-        part = weight[:count]
-        facts = Statistics(layer.name, 1, second, fisher=torch.ones_like(part))
-        return _timed(lambda: solver.solve(part, format, facts))[1]
+    def once() -> None:
+        with torch.enable_grad():
+            h = (1.2 * torch.sigmoid(x) - 0.1).clamp(0, 1)
+            torch.autograd.grad((h * 2.0 + (1 - (2 * h - 1).abs().pow(4.0))).sum(), x)
 
-    few, many = ROWS
-    if rows <= many or layer.groups > 1:
-        return trial(rows)
-    trial(few)  # the first call loads what is used
-    first, next_ = trial(few), trial(many)
-    return next_ + max(next_ - first, 0.0) / (many - few) * (rows - many)
+    once()
+    return (
+        2 * _timed(once)[1] * sum(layer.tensor.numel() for layer in layers) / SOME
+    )  # Adam takes as much again
 
 
 def _timed(do: Callable[[], Any]) -> tuple[Any, float]:

@@ -8,17 +8,19 @@ choices can be measured whole, and corrected.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from isoloss.compress.candidates import Candidates
+from isoloss.compress.costs import Limit
 from isoloss.compress.sensitivity.changes import Change, changes
 from isoloss.compress.sensitivity.scores import Scores
+from isoloss.compress.variants import Variant, table
+from isoloss.compress.variants import words as words
 from isoloss.errors import NoAnswer
 from isoloss.measure.subject import Subject
 from isoloss.planning.allocate import Allocated, Option, allocate
-from isoloss.runs import Runs, from_rows
+from isoloss.runs import Runs
 
 TRIES = 8  # choices that are measured to meet a limit on the loss
 CLOSE = 0.05  # of the limit: near enough
@@ -61,22 +63,13 @@ class Mixed:
         )
 
 
-def words(plan: Mapping[str, str]) -> str:
-    """How many layers have which format.
-
-    Example:
-        >>> words({"a": "int4", "b": "int3", "c": "int4"})
-        '1 x int3, 2 x int4'
-    """
-    return ", ".join(f"{count} x {name}" for name, count in sorted(Counter(plan.values()).items()))
-
-
 def best(
     candidates: Candidates,
     scores: Scores,
     bits: float | None = None,
     size: float | None = None,
     ties: Sequence[Sequence[str]] = (),
+    limits: Mapping[str, Limit] | None = None,
 ) -> Mixed:
     """The formats with the least sum of scores within a size; with the terms between layers, where they are known.
 
@@ -89,9 +82,10 @@ def best(
         bits: most stored bits for each weight of these layers.
         size: most bytes of all tensors.
         ties: groups of layers that must take the same format.
+        limits: budget -> its limit: of bit operations (:func:`isoloss.compress.costs.bops`), of seconds that were measured.
 
     Raises:
-        ValueError: neither limit.
+        ValueError: no limit; a budget that says nothing of some layer and format.
         NoAnswer: no choice is small enough; says the least possible.
 
     Example:
@@ -105,30 +99,58 @@ def best(
         >>> best(tried, score(None, tried), bits=4.2).plan
         {'0': 'int2', '1': 'int4'}
     """
-    if bits is None and size is None:
+    others = dict(limits or {})
+    most = {"bits": stored(candidates, bits, size)} if bits is not None or size is not None else {}
+    most |= {name: one.most for name, one in others.items()}
+    if not most:
         raise ValueError("needed a limit on bits or bytes, got none")
-    limit = math.inf
-    if bits is not None:
-        limit = min(limit, bits * candidates.weights)
+    found = allocate(_options(candidates, scores.table, others), most, ties)
+    if not found.feasible:
+        raise too_small(candidates, found)
+    plan = dict(found.chosen)
+    if scores.along is not None:
+        plan = _with_terms(candidates, scores, plan, most, ties, others)
+    return _mixed(candidates, scores, plan)
+
+
+def stored(candidates: Candidates, bits: float | None, size: float | None) -> float:
+    """Most bits of the encoded weights within so many a weight and so many bytes of all tensors."""
+    limit = math.inf if bits is None else bits * candidates.weights
     if size is not None:
         limit = min(limit, 8 * (size - candidates.plain_bytes))
-    found = allocate(_options(candidates, scores.table), {"bits": max(limit, 0.0)}, ties)
-    if not found.feasible:
+    return max(limit, 0.0)
+
+
+def too_small(candidates: Candidates, found: Allocated) -> NoAnswer:
+    """Says the least that is possible of what is limited."""
+    if set(found.limits) == {"bits"}:
         least = found.least["bits"]
-        raise NoAnswer(
+        return NoAnswer(
             "no choice of these formats is so small",
             f"at least {least / candidates.weights:.4g} bits a weight, {least // 8 + candidates.plain_bytes:,.0f} bytes "
             f"with the {candidates.plain_bytes:,} of what is not encoded",
         )
-    plan = dict(found.chosen)
-    if scores.along is not None:
-        plan = _with_terms(candidates, scores, plan, limit, ties)
-    return _mixed(candidates, scores, plan)
+    alone = [f"{name} {found.least[name]:,.4g}" for name in found.limits]
+    enough = [f"{name} {value:,.4g}" for name, value in found.needed.items() if math.isfinite(value)]
+    return NoAnswer(
+        f"no choice of these formats keeps all limits; the least of each alone are {', '.join(alone)}",
+        f"with the other limits as they are, {' or '.join(enough)}"
+        if enough
+        else "higher limits, of several",
+    )
 
 
-def _options(candidates: Candidates, table: Mapping[str, Mapping[str, float]]) -> list[Option]:
+def _options(
+    candidates: Candidates, table: Mapping[str, Mapping[str, float]], limits: Mapping[str, Limit]
+) -> list[Option]:
     return [
-        Option(name, format, value, {"bits": candidates.of[name][format].encoded.bits})
+        Option(
+            name,
+            format,
+            value,
+            {"bits": candidates.of[name][format].encoded.bits}
+            | {budget: limit.uses(budget, name, format) for budget, limit in limits.items()},
+        )
         for name, own in table.items()
         for format, value in own.items()
     ]
@@ -153,8 +175,9 @@ def _with_terms(
     candidates: Candidates,
     scores: Scores,
     plan: dict[str, str],
-    limit: float,
+    most: Mapping[str, float],
     ties: Sequence[Sequence[str]],
+    limits: Mapping[str, Limit],
 ) -> dict[str, str]:
     """A choice that foretells less as a whole, if there is one nearby."""
     assert scores.along is not None
@@ -167,7 +190,7 @@ def _with_terms(
             table[name] = {
                 format: 0.5 * (float((others + v).square().sum()) - base) for format, v in own.items()
             }
-        found = dict(allocate(_options(candidates, table), {"bits": limit}, ties).chosen)
+        found = dict(allocate(_options(candidates, table, limits), most, ties).chosen)
         if scores.together(found) >= scores.together(plan):
             break
         plan = found
@@ -301,7 +324,7 @@ def corrected(
         table = {name: {format: 0.0} for name, format in mixed.plan.items()}
         for (name, format), change in zip(near, measured, strict=True):
             table[name][format] = change.rise - mixed.change.rise
-        plan = dict(allocate(_options(candidates, table), {"bits": limit}).chosen)
+        plan = dict(allocate(_options(candidates, table, {}), {"bits": limit}).chosen)
         change = changes(subject, candidates, [plan])[0]
         if change.rise >= mixed.change.rise:
             break
@@ -317,26 +340,14 @@ def _neighbours(candidates: Candidates, name: str, format: str) -> list[str]:
     return [order[i] for i in (at - 1, at + 1) if 0 <= i < len(order)]
 
 
-def frontier(
-    subject: Subject,
-    candidates: Candidates,
-    scores: Scores,
-    points: int = 8,
-    progress: Progress | None = None,
-) -> Runs:
-    """Sizes from the least to the most, each with its best choice measured: a row for each.
+def by_size(candidates: Candidates, scores: Scores, points: int = 8) -> tuple[Mixed, ...]:
+    """The best choices of sizes from the least to the most.
 
-    A size for which nothing is foretold to be better than what is smaller has no row.
+    A size for which nothing is foretold to be better than what is smaller has none.
 
     Args:
-        subject: model, data on which the loss is measured, loss.
         candidates, scores: of the same model.
         points: sizes, evenly spaced in bits.
-        progress: (what, passes done, passes in all).
-
-    Returns:
-        Columns ``bits_per_weight``, ``bytes``, ``loss``, ``rise`` and its standard error ``rise_se``, ``difference`` of the
-        predictions, ``foretold``, ``formats``.
 
     Raises:
         ValueError: fewer than two points.
@@ -353,19 +364,35 @@ def frontier(
         mixed = best(candidates, scores, bits=limit / candidates.weights * (1 + 1e-12))
         if all(mixed.together < other.together for other in chosen.values()):
             chosen[tuple(mixed.plan.values())] = mixed
-    found = changes(subject, candidates, [mixed.plan for mixed in chosen.values()], progress)
-    return from_rows(
-        [
-            {
-                "bits_per_weight": mixed.bits_per_weight,
-                "bytes": mixed.bytes,
-                "loss": change.loss,
-                "rise": change.rise,
-                "rise_se": change.se,
-                "difference": change.difference,
-                "foretold": mixed.together,
-                "formats": words(mixed.plan),
-            }
-            for mixed, change in zip(chosen.values(), found, strict=True)
-        ]
-    )
+    return tuple(chosen.values())
+
+
+def frontier(
+    subject: Subject,
+    candidates: Candidates,
+    scores: Scores,
+    points: int = 8,
+    progress: Progress | None = None,
+) -> Runs:
+    """Sizes from the least to the most, each with its best choice measured: a row for each, the model itself the last.
+
+    Args:
+        subject: model, data on which the loss is measured, loss.
+        candidates, scores: of the same model.
+        points: sizes, evenly spaced in bits.
+        progress: (what, passes done, passes in all).
+
+    Returns:
+        A table as :func:`isoloss.compress.variants.table` makes it.
+
+    Raises:
+        ValueError: fewer than two points.
+    """
+    return table(subject, variants(by_size(candidates, scores, points), candidates), progress=progress)
+
+
+def variants(found: Sequence[Mixed], candidates: Candidates) -> list[Variant]:
+    """Choices as rows of such a table."""
+    return [
+        Variant(f"mixed {one.bits_per_weight:.4g} bits", candidates, one.plan, one.together) for one in found
+    ]

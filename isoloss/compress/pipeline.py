@@ -20,17 +20,26 @@ import torch
 from torch import Tensor, nn
 
 from isoloss.compress import formats, solvers
-from isoloss.compress.blockwise import Blockwise, Example, Inputs, Part, learnable, reconstruct
+from isoloss.compress.activations import Activations, Rounded, attach, ranges, samples
+from isoloss.compress.blockwise import Blockwise, Example, Inputs, reconstruct, run
 from isoloss.compress.compressed import Compressed, plain_tensors
+from isoloss.compress.distribution import Correction, corrected, norms
 from isoloss.compress.formats import Encoded
 from isoloss.compress.layers import Layer, find
 from isoloss.compress.originals import Originals, inputs_of
+from isoloss.compress.predictions import Predictions
+from isoloss.compress.products import Products, products
 from isoloss.compress.recipe import AS_ASKED, Choice, Choices, Identity, Outcome, Recipe, chosen, identity
+from isoloss.compress.relaxed import Part, learnable
 from isoloss.compress.replay import Plan, Stage, calibrating, copied, digest, ending, remembering, survey
 from isoloss.compress.resume import Finished, Stages
+from isoloss.compress.rotations import Rotated
+from isoloss.compress.scales import input_scales
 from isoloss.compress.statistics import Collector, Statistics, counted, refuse_unreached
+from isoloss.compress.tails import Tails, outside
+from isoloss.compress.tuning import Tuning, originals, tune
 from isoloss.errors import NoAnswer
-from isoloss.measure.subject import call
+from isoloss.measure.subject import Subject, call
 
 Progress = Callable[[str, int, int], None]
 Note = tuple[str, str]  # what, of which layer
@@ -53,6 +62,11 @@ def compress(
     within: Literal["block", "layer"] = "block",
     unreached: Literal["refuse", "nearest"] = "refuse",
     blockwise: Blockwise | None = None,
+    subject: Subject | None = None,
+    activations: Activations | None = None,
+    rotated: Rotated | None = None,
+    tuning: Tuning | None = None,
+    multiply: Products = "fp32",
     progress: Progress | None = None,
     known_as: Identity | None = None,
 ) -> Compressed:
@@ -75,6 +89,16 @@ def compress(
             ``nearest`` to round it, which a note says.
         blockwise: once a block's layers are encoded, learn their roundings and scales anew, for the output of the block
             (:class:`isoloss.compress.blockwise.Blockwise`).
+        subject: the model with its loss, these batches and their targets, for what ``blockwise`` reads of them. None: the
+            first tensor that the model gives holds class scores, whose divergence stands for the loss.
+        activations: afterwards the model rounds the inputs of its layers
+            (:class:`isoloss.compress.activations.Activations`); static ranges are those of the compressed model on the
+            calibration data.
+        rotated: what :func:`isoloss.compress.rotations.rotate` said, where the model was rotated before; for the recipe.
+        tuning: at last, tune what codes stand for, for the predictions of the whole model
+            (:class:`isoloss.compress.tuning.Tuning`). These are kept from before, for all batches.
+        multiply: how matrices are multiplied while calibration data go through the model; ``bf16`` is faster on some
+            processors (:func:`isoloss.compress.products.products`).
         progress: (what is being done, layers done, layers in all).
         known_as: which model this is, for the recipe; found out where not given.
 
@@ -97,8 +121,20 @@ def compress(
     found = find(model)
     selected = chosen(found.layers, choices)
     work = _Work(
-        model, {}, None if batches is None else list(batches), fisher or {}, within, unreached, blockwise
+        model,
+        {},
+        None if batches is None else list(batches),
+        fisher or {},
+        within,
+        unreached,
+        blockwise,
+        subject,
+        multiply,
     )
+    if activations is not None and activations.when == "static" and batches is None:
+        raise ValueError("static ranges of inputs need calibration data, got none. Give some, or when=token")
+    if tuning is not None and batches is None:
+        raise ValueError("tuning needs calibration data, got none")
     for layer in found.layers:
         choice = selected[layer.name]
         if choice is not None:
@@ -106,7 +142,9 @@ def compress(
     work.refuse()
     outcomes: dict[str, Outcome] = {}
     encoded: dict[str, Encoded] = {}
-    notes: list[Note] = []
+    notes: list[Note] = [] if rotated is None else [(note, "") for note in rotated.notes]
+    predictions = None if tuning is None else Predictions(work.batches or (), subject)
+    before = [] if predictions is None else originals(model, predictions)
     with calibrating(model):
         plan = work.plan()
         notes += [(note, "") for note in plan.notes]
@@ -117,6 +155,13 @@ def compress(
             notes += finished.notes
     order = list(work.wanted)
     encoded = {name: encoded[name] for name in order}
+    if predictions is not None:
+        tuned = tune(model, encoded, predictions, before, tuning, progress)
+        encoded = dict(tuned.encoded)
+        notes.append((tuned.note, ""))
+    inputs = None if activations is None else _rounded(model, activations, work.batches, subject, progress)
+    if inputs is not None:
+        notes += [(f"inputs are not rounded: {why}", name) for name, why in inputs.left.items()]
     plain, tied = plain_tensors(model, {name: work.wanted[name][0] for name in order})
     left = found.left | {
         layer.path if layer.index is None else f"{layer.path}.{layer.index}": AS_ASKED
@@ -124,9 +169,35 @@ def compress(
         if layer.name not in work.wanted
     }
     recipe = Recipe(
-        known_as or identity(model), {name: outcomes[name] for name in order}, left, tied, _joined(notes)
+        known_as or identity(model),
+        {name: outcomes[name] for name in order},
+        left,
+        tied,
+        _joined(notes),
+        None if rotated is None else rotated.how,
+        blockwise,
+        inputs,
+        tuning,
     )
     return Compressed(encoded, plain, recipe, time.perf_counter() - started)
+
+
+def _rounded(
+    model: nn.Module,
+    how: Activations,
+    batches: Sequence[Any] | None,
+    subject: Subject | None,
+    progress: Progress | None,
+) -> Rounded:
+    """Inputs of the compressed model, rounded from now on."""
+    if how.when == "token":
+        return attach(model, how)
+    if how.range == "prediction":
+        scales = input_scales(model, how, batches or (), subject, progress=progress)
+        return attach(model, how, {name: found for name, (found, _) in scales.items()})
+    if progress is not None:
+        progress("ranges of inputs", 0, 0)
+    return attach(model, how, ranges(samples(model, find(model).layers, batches or ()), how))
 
 
 @dataclass
@@ -140,6 +211,9 @@ class _Work:
     within: str
     unreached: str
     blockwise: Blockwise | None
+    subject: Subject | None = None
+    multiply: Products = "fp32"
+    tails: Tails | None = None
     early: dict[str, Statistics] = field(default_factory=dict)
     outputs: list[dict[int, Any]] = field(default_factory=list)
     remembered: int = 0
@@ -148,8 +222,19 @@ class _Work:
         """Say what is wrong before anything is changed."""
         if self.batches is not None and not self.batches:
             raise ValueError("needed at least one calibration batch, got none")
+        with products(self.multiply):
+            pass  # refuses other words
         if self.blockwise is not None and self.batches is None:
             raise ValueError("block-wise learning needs calibration data, got none")
+        if self.blockwise is not None and self.blockwise.correct and not norms([self.model]):
+            raise ValueError(
+                "correcting the inputs of blocks needs batch norms with running statistics, and this model has none: layer "
+                "norms keep no statistics of their training data. Leave correct at 0"
+            )
+        if self.subject is not None and self.batches is not None:
+            if self.subject.model is not self.model:
+                raise ValueError("the subject is of another model. Make it of the one that is compressed")
+            Predictions(self.batches, self.subject)
         for name, (layer, choice) in self.wanted.items():
             if not bool(torch.isfinite(layer.tensor).all()):
                 raise ValueError(
@@ -188,9 +273,11 @@ class _Work:
         found = hashlib.sha256()
         said = [(name, choice.format, choice.solver) for name, (_, choice) in self.wanted.items()]
         steps = [[[layer.name for layer in step] for step in stage.steps] for stage in plan.stages]
-        found.update(repr((said, steps, self.within, self.unreached, self.blockwise)).encode())
+        found.update(repr((said, steps, self.within, self.unreached, self.blockwise, self.multiply)).encode())
         found.update(digest(dict(self.model.state_dict())).encode())
         found.update(digest(self.batches).encode())
+        if self.subject is not None and self.blockwise is not None and self.blockwise.loss != "mse":
+            found.update(digest([targets for _, targets in self.subject.batches]).encode())
         found.update(
             digest({name: self.fisher[name] for name in self.wanted if name in self.fisher}).encode()
         )
@@ -211,6 +298,9 @@ class _Work:
             self.early = self._collect(todo, lambda i: nullcontext())
         self.outputs = [{} for _ in self.batches or ()]
         originals = Originals(self.model, plan, self.batches or ()) if self.blockwise is not None else None
+        if self.blockwise is not None and self.blockwise.loss != "mse":
+            predictions = Predictions(self.batches or (), self.subject)
+            self.tails = Tails(self.model, plan, predictions, outside(self.model, plan), self.blockwise.seed)
         count = 0
         for i, stage in enumerate(plan.stages[: last + 1]):
             if progress is not None:
@@ -218,7 +308,7 @@ class _Work:
             full = originals.through(stage) if originals is not None and stage.block else ()
             done = before[i]
             if done is None:
-                done = self._stage(plan, stage, full)
+                done = self._stage(plan, stage, full, originals)
                 if keep is not None and stage.steps:
                     keep.write(i, done)
             else:
@@ -233,7 +323,9 @@ class _Work:
         if progress is not None:
             progress("done", count, len(self.wanted))
 
-    def _stage(self, plan: Plan, stage: Stage, full: Sequence[tuple[Inputs, Any]]) -> Finished:
+    def _stage(
+        self, plan: Plan, stage: Stage, full: Sequence[tuple[Inputs, Any]], originals: Originals | None
+    ) -> Finished:
         steps = stage.steps if self.within == "layer" else ((stage.layers,) if stage.steps else ())
         encoded: dict[str, Encoded] = {}
         outcomes: dict[str, Outcome] = {}
@@ -254,7 +346,9 @@ class _Work:
                 notes += said
                 layer.put(one.decode())
             facts |= statistics
-        learned, said = self._learned(plan, stage, [part for part in parts if learnable(part)], full)
+        learned, said = self._learned(
+            plan, stage, [part for part in parts if learnable(part)], full, originals
+        )
         notes += said
         for part in parts:
             name = part.layer.name
@@ -268,18 +362,32 @@ class _Work:
         return Finished(encoded, outcomes, tuple(notes))
 
     def _learned(
-        self, plan: Plan, stage: Stage, parts: Sequence[Part], full: Sequence[tuple[Inputs, Any]]
+        self,
+        plan: Plan,
+        stage: Stage,
+        parts: Sequence[Part],
+        full: Sequence[tuple[Inputs, Any]],
+        originals: Originals | None,
     ) -> tuple[Mapping[str, Encoded], list[Note]]:
         """Layers of a block learned together, and what to say of it."""
-        if not parts or self.blockwise is None:
+        if not parts or self.blockwise is None or originals is None:
             return {}, []
-        examples = []
+        examples, modules = [], plan.blocks[stage.done].modules
         for i, (inputs, target) in enumerate(full):
             give = partial(self._gave, plan, stage.done, i)
             batch = (self.batches or ())[i]
             came = inputs_of(self.model, plan, stage.done, batch, give)
-            examples.append(Example(came, inputs, target, counted(batch)))
-        made = reconstruct(plan.blocks[stage.done].modules, parts, examples, self.blockwise)
+            weights, behind = None, None
+            if self.blockwise.correct and norms(modules):
+                inputs = corrected(modules, inputs, Correction(self.blockwise.correct))
+                target = run(modules, inputs)
+            if self.tails is not None and self.blockwise.loss == "fisher":
+                weights = self.tails.squares(stage.done, i, target, originals.outputs[i].__getitem__)
+            elif self.tails is not None:
+                own = self.tails.predicted(stage.done, i, target, originals.outputs[i].__getitem__)
+                behind = partial(self.tails.difference, stage.done, i, own, give)
+            examples.append(Example(came, inputs, target, counted(batch), weights, behind))
+        made = reconstruct(modules, parts, examples, self.blockwise)
         names = [part.layer.name for part in parts]
         if not made.after < made.before:
             return {}, [(LEFT, name) for name in names]
@@ -297,7 +405,7 @@ class _Work:
         """Statistics of layers over all batches, as far as the model runs in ``partly``."""
         collector = Collector(layers)
         for i, inputs in enumerate(self.batches or ()):
-            with collector.watching(counted(inputs)), partly(i):
+            with collector.watching(counted(inputs)), partly(i), products(self.multiply):
                 call(self.model, inputs)
         if self.unreached == "refuse":
             needing = [one for one in layers if solvers.get(self.wanted[one.name][1].solver).needs]
@@ -337,6 +445,7 @@ class _Work:
                         hook = plan.blocks[block].modules[-1].register_forward_hook(_noting(own, block))
                         stack.callback(hook.remove)
                 stack.enter_context(way)
+                stack.enter_context(products(self.multiply))
                 call(self.model, inputs)
             self.outputs[i] = {block: value for block, value in own.items() if block in needed}
         self.remembered = done

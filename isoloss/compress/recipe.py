@@ -6,17 +6,22 @@ import fnmatch
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from isoloss.compress import formats, solvers
+from isoloss.compress import formats, settings, solvers
+from isoloss.compress.activations import Range, Rounded, asked
+from isoloss.compress.blockwise import Blockwise
 from isoloss.compress.layers import Layer
+from isoloss.compress.rotations import Rotation
+from isoloss.compress.tuning import Tuning
 
 SCHEMA = "isoloss/recipe/1"
 AS_ASKED = "kept, as asked"
 TRAINED = "isoloss.trainers.gpt"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -159,6 +164,10 @@ class Recipe:
         left: path of every other parameter -> why it was left.
         tied: path -> path of the parameter that it is the same as.
         notes: what a reader must know.
+        rotation: how its weights were turned before; None: not.
+        blockwise: how blocks were learned whole; None: not.
+        inputs: how inputs of its layers are rounded; None: not.
+        tuning: how the whole was tuned at last; None: not.
     """
 
     model: Identity
@@ -166,6 +175,10 @@ class Recipe:
     left: Mapping[str, str]
     tied: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    rotation: Rotation | None = None
+    blockwise: Blockwise | None = None
+    inputs: Rounded | None = None
+    tuning: Tuning | None = None
 
     def choices(self) -> dict[str, Choice | None]:
         """As :func:`isoloss.compress.compress` takes them, to do the same to another model of this kind."""
@@ -179,6 +192,10 @@ class Recipe:
             "left": [{"path": path, "why": why} for path, why in self.left.items()],
             "tied": [{"path": path, "to": owner} for path, owner in self.tied.items()],
             "notes": list(self.notes),
+            "rotation": None if self.rotation is None else _words(self.rotation),
+            "blockwise": None if self.blockwise is None else _words(self.blockwise),
+            "tuning": None if self.tuning is None else _words(self.tuning),
+            "inputs": _of_inputs(self.inputs),
         }
 
     @classmethod
@@ -199,4 +216,36 @@ class Recipe:
             {entry["path"]: entry["why"] for entry in document["left"]},
             {entry["path"]: entry["to"] for entry in document["tied"]},
             tuple(document["notes"]),
+            _asked(Rotation, document.get("rotation"), "rotation"),
+            _asked(Blockwise, document.get("blockwise"), "blockwise"),
+            _inputs(document.get("inputs")),
+            _asked(Tuning, document.get("tuning"), "tuning"),
         )
+
+
+def _words(made: Any) -> str:
+    return settings.words(made) or settings.USUAL
+
+
+def _asked(kind: type[T], words: str | None, name: str) -> T | None:
+    return None if words is None else settings.read(kind, words, name)
+
+
+def _of_inputs(inputs: Rounded | None) -> dict[str, Any]:
+    if inputs is None:
+        return {"how": None, "ranges": [], "left": []}
+    return {
+        "how": inputs.how.spec,
+        "ranges": [{"layer": name, **asdict(one)} for name, one in inputs.ranges.items()],
+        "left": [{"layer": name, "why": why} for name, why in inputs.left.items()],
+    }
+
+
+def _inputs(document: Mapping[str, Any] | None) -> Rounded | None:
+    if document is None or document["how"] is None:
+        return None
+    return Rounded(
+        asked(document["how"]),
+        {one["layer"]: Range(float(one["low"]), float(one["high"])) for one in document["ranges"]},
+        {one["layer"]: one["why"] for one in document["left"]},
+    )

@@ -245,13 +245,16 @@ def _holds(model: nn.Module, seen: _Calls, keep: Keep, inputs: Any) -> bool:
 
 
 @contextmanager
-def remembering(done: Sequence[Block], give: Callable[[int], Any]) -> Iterator[None]:
-    """Finished blocks give what is kept of them instead of running."""
+def remembering(
+    done: Sequence[Block], give: Callable[[int], Any], copy: Callable[[Any], Any] | None = None
+) -> Iterator[None]:
+    """Finished blocks give what is kept of them instead of running: a copy, made by ``copy`` (default :func:`copied`)."""
+    made = copied if copy is None else copy
     with ExitStack() as stack:
         for i, block in enumerate(done):
             for module in block.modules[:-1]:
                 stack.enter_context(_instead(module, _first))
-            stack.enter_context(_instead(block.modules[-1], lambda *_, i=i, **__: copied(give(i))))
+            stack.enter_context(_instead(block.modules[-1], lambda *_, i=i, **__: made(give(i))))
         yield
 
 

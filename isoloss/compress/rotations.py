@@ -50,11 +50,13 @@ class Rotated:
         blocks: how many were rotated.
         added: bytes that a head which was tied now takes for itself.
         notes: what a reader must know.
+        how: settings.
     """
 
     blocks: int
     added: int
     notes: tuple[str, ...]
+    how: Rotation
 
 
 def orthogonal(size: int, seed: int = 0) -> Tensor:
@@ -127,7 +129,7 @@ def rotate(model: nn.Module, how: Rotation | None = None) -> Rotated:
         if how.heads:
             for i, block in enumerate(blocks):
                 _turn_heads(block.self_attn, how.seed + 1 + i)
-    return Rotated(len(blocks), added, tuple(notes))
+    return Rotated(len(blocks), added, tuple(notes), how)
 
 
 def _turn_stream(model: Any, trunk: Any, blocks: list[Any], r: Tensor) -> None:

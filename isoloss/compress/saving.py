@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from isoloss.compress.activations import attach, detach
 from isoloss.compress.compressed import Compressed, put
 from isoloss.compress.formats import Encoded
 from isoloss.compress.layers import find
@@ -25,11 +27,33 @@ from isoloss.files import write_atomically
 
 TENSORS = "compressed.safetensors"
 RECIPE = "recipe.json"
+BESIDE = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+)  # of a Hugging Face folder, what text and generation need and no weight is
 PLAIN = "plain|"  # before the path of a tensor that is stored as it was
 
 
-def save(compressed: Compressed, folder: str | Path) -> dict[str, int]:
+def save(compressed: Compressed, folder: str | Path, beside: str | Path | None = None) -> dict[str, int]:
     """Write a compressed model to a folder, which is made where it is not there.
+
+    Args:
+        compressed: the model.
+        folder: where it goes.
+        beside: Hugging Face folder whose files of tokenizer, chat template and generation are copied; ``config.json`` is
+            written with them, as the model is now.
 
     Returns:
         Bytes on disk: ``encoded`` weights, ``plain`` tensors, ``header`` of the tensors' file, ``recipe``. The first two
@@ -40,6 +64,8 @@ def save(compressed: Compressed, folder: str | Path) -> dict[str, int]:
     """
     place = Path(folder)
     path = place / TENSORS
+    if beside is not None and not Path(beside).is_dir():
+        raise ValueError(f"needed a folder with a tokenizer, got {beside}. Leave it out, or name one")
     tensors = flat(compressed.encoded) | {f"{PLAIN}{name}": one for name, one in compressed.plain.items()}
     write_tensors(path, tensors, {"isoloss": SCHEMA})
     size = path.stat().st_size
@@ -51,12 +77,26 @@ def save(compressed: Compressed, folder: str | Path) -> dict[str, int]:
         "seconds": compressed.seconds,
     }
     write_atomically(place / RECIPE, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    if beside is not None:
+        _copy(compressed.recipe.model, Path(beside), place)
     return {
         "encoded": compressed.bits // 8,
         "plain": compressed.plain_bytes,
         "header": size - compressed.bytes,
         "recipe": (place / RECIPE).stat().st_size,
     }
+
+
+def _copy(model: Identity, source: Path, place: Path) -> None:
+    """What stands beside a model, and its config as it is now."""
+    try:
+        for name in BESIDE:
+            if (source / name).is_file() and (source / name).resolve() != (place / name).resolve():
+                shutil.copyfile(source / name, place / name)
+    except OSError as error:
+        raise ValueError(f"cannot copy {error.filename} to {place}: {error.strerror or error}") from error
+    if model.kind == "huggingface" and model.config is not None:
+        write_atomically(place / "config.json", json.dumps(model.config, indent=2) + "\n")
 
 
 def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -142,6 +182,11 @@ def _fill(compressed: Compressed, model: nn.Module | None) -> nn.Module:
     elif _class(identity(model)) != _class(known):
         raise ValueError(f"a {known.name} was compressed, got a {identity(model).name}. Give the same model")
     _set(model, compressed)
+    inputs = compressed.recipe.inputs
+    if inputs is None:
+        detach(model)
+    else:
+        attach(model, inputs.how, inputs.ranges)
     return model.eval()
 
 
@@ -194,6 +239,7 @@ def _class(known: Identity) -> str:
 def _set(model: nn.Module, compressed: Compressed) -> None:
     """Set all numbers of a model; refuse it before any is changed."""
     recipe = compressed.recipe
+    _untie(model, {*compressed.plain, *(done.path for done in recipe.layers.values())})
     state = model.state_dict(keep_vars=True)
     places = {path: _place(path, state) for path in compressed.plain}
     wanted = {path for path, _ in places.values()} | {done.path for done in recipe.layers.values()}
@@ -227,6 +273,17 @@ def _set(model: nn.Module, compressed: Compressed) -> None:
             else:
                 own[index].copy_(tensor)
     put(model, compressed.encoded)
+
+
+def _untie(model: nn.Module, stored: Set[str]) -> None:
+    """Give a parameter that was stored by itself a memory of its own, where the model has it tied to another."""
+    state = model.state_dict(keep_vars=True)
+    seen: dict[int, str] = {}
+    for path, own in state.items():
+        if path in stored and isinstance(own, nn.Parameter):
+            if id(own) in seen:
+                setattr(*_owner(model, path), nn.Parameter(own.detach().clone(), own.requires_grad))
+            seen.setdefault(id(own), path)
 
 
 def _place(path: str, state: Mapping[str, Tensor]) -> tuple[str, int | None]:

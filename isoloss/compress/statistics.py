@@ -261,7 +261,7 @@ def refuse_unreached(names: Iterable[str]) -> None:
         more = f" and {len(missed) - 5} more" if len(missed) > 5 else ""
         raise NoAnswer(
             f"no calibration data came to {', '.join(missed[:5])}{more}",
-            "data that reach these layers, or to leave them as they are",
+            "data that reach these layers, or to keep them (--keep), or to round them (--unreached nearest)",
         )
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from isoloss.compress.layers import Layer
+from isoloss.measure.dispatch import Mode
 
 aten = torch.ops.aten
 LOOKUPS = {
@@ -34,7 +34,7 @@ class Convolved:
     groups: int
 
 
-class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Watch(Mode):
     """Calls back for each use of a layer's weight.
 
     Args:
@@ -57,11 +57,6 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             own = layer.tensor
             self._known.setdefault(own.untyped_storage()._cdata, []).append((layer, own))
         self._multiplied, self._convolved, self._looked_up = multiplied, convolved, looked_up
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """No: to skip it torch would import its compiler first, which takes seconds."""
-        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from isoloss.measure import formulas
+from isoloss.measure.dispatch import Mode
 from isoloss.measure.measurement import Measurement, Spent, timed
 from isoloss.measure.operators import Formula, Work, work_of
 from isoloss.measure.subject import Subject
@@ -158,7 +158,7 @@ class _Places:
         return self.paths[bisect_right(self.starts, node._sequence_nr()) - 1]
 
 
-class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Mode(Mode):
     supports_higher_order_operators = True
 
     def __init__(self, counter: Counter, places: _Places, own: Mapping[str, Formula]) -> None:

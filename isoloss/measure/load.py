@@ -25,6 +25,7 @@ from isoloss.measure.subject import Batch, Subject
 
 CHECKPOINTS = ("checkpoint.safetensors", "checkpoint.previous.safetensors")
 NO_LOSS = "no loss was given: the mean of the outputs stands for it in a training step"
+COMPRESSED = ("recipe.json", "compressed.safetensors")  # of isoloss compress
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +104,11 @@ def load(model: str, wanted: Wanted | None = None) -> Loaded:
     place = Path(model).expanduser()
     if any((place / one).is_file() for one in CHECKPOINTS):
         return _from_checkpoint(place, wanted)
+    if all((place / one).is_file() for one in COMPRESSED):
+        raise ValueError(
+            f"{model} holds a compressed model. Load it in a function, with isoloss.compress.load({str(place)!r}), and "
+            "name that: file.py:make"
+        )
     if (place / "config.json").is_file() or place.suffix == ".gguf" or any(place.glob("*.gguf")):
         from isoloss.measure.load_huggingface import from_folder
 

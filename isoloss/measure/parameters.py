@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from isoloss.measure.dispatch import Mode
 from isoloss.measure.flops import Counter, counting
 from isoloss.measure.measurement import Measurement, Spent, timed
 from isoloss.measure.subject import Subject
@@ -163,7 +163,7 @@ def parameters(subject: Subject, experts: Sequence[str] = (), per_token: int | N
     )
 
 
-class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Uses(Mode):
     """Which memory is read at all, looked up in, and multiplied: views of a parameter share its memory."""
 
     def __init__(self) -> None:

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from isoloss.measure.dispatch import Mode
 from isoloss.measure.kernels import UNSEEN, scratch
 from isoloss.measure.subject import Batch, Subject
 
 
-class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Tally(Mode):
     """Bytes of the storages that operators made and that still live, and the most there were at once.
 
     Args:

@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from isoloss.measure.dispatch import Mode
 from isoloss.measure.measurement import Measurement, Spent, timed
 from isoloss.measure.operators import bound, work_of
 from isoloss.measure.roofline import Ceiling, Roofline
@@ -132,7 +132,7 @@ class _Sum:
     floor: float = 0.0
 
 
-class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Mode(Mode):
     def __init__(self, ceiling: Ceiling | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.sums: dict[str, _Sum] = {}

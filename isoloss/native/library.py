@@ -11,41 +11,35 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-ABI = 2
+ABI = 3
 """The ``ISOLOSS_ABI`` of ``native/isoloss.h`` whose functions are declared here."""
 
 NAME = "libisoloss" + {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 HERE = Path(__file__).parent / "lib"
 SWITCH = "ISOLOSS_NATIVE"
 
-_i32, _i64, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
+_KINDS = {"i": ctypes.c_int32, "l": ctypes.c_int64, "p": ctypes.c_void_p}
+
+
+def _declared(gives: type, takes: str) -> tuple[type, list[type]]:
+    """A function that takes a letter's kind each: 32 bits, 64 bits, a pointer."""
+    return gives, [_KINDS[one] for one in takes]
+
+
 # Function -> what it gives, what it takes; a test holds this against the header.
 SIGNATURES = {
-    "isoloss_abi": (_i32, []),
-    "isoloss_source": (ctypes.c_char_p, []),
-    "isoloss_sets": (ctypes.c_char_p, []),
-    "isoloss_kmeans_rows": (
-        _i32,
-        [_pointer, _i32, _i64, _i64, _pointer, _i32, _i32, _i32, _pointer, _pointer, _pointer, _i32],
-    ),
-    "isoloss_round_columns": (
-        _i32,
-        [
-            _pointer,
-            _i64,
-            _i64,
-            _pointer,
-            _i32,
-            _pointer,
-            _i32,
-            _pointer,
-            _pointer,
-            _pointer,
-            _pointer,
-            _pointer,
-            _i32,
-        ],
-    ),
+    "isoloss_abi": _declared(ctypes.c_int32, ""),
+    "isoloss_source": _declared(ctypes.c_char_p, ""),
+    "isoloss_sets": _declared(ctypes.c_char_p, ""),
+    "isoloss_kmeans_rows": _declared(ctypes.c_int32, "pillpiiipppi"),
+    "isoloss_round_columns": _declared(ctypes.c_int32, "pllpipipppppi"),
+    "isoloss_activations": _declared(ctypes.c_int32, "pllpppipplllippppi"),
+    "isoloss_table_product": _declared(ctypes.c_int32, "pilpppppllppplllpli"),
+    "isoloss_table_floats": _declared(ctypes.c_int32, "pilpppllplllpli"),
+    "isoloss_group_product": _declared(ctypes.c_int32, "pippipiippllpppllllpli"),
+    "isoloss_sparse_add": _declared(ctypes.c_int32, "ppippllllpli"),
+    "isoloss_plane_product": _declared(ctypes.c_int32, "pillpillpi"),
+    "isoloss_read_bytes": _declared(ctypes.c_int32, "pli"),
 }
 
 

@@ -216,7 +216,7 @@ def test_layers_without_a_bias_are_named():
 
 def test_settings_that_do_not_fit_are_refused():
     for bad in (("table3",), ("int8", "often"), ("int8", "static", "best"), ("int2/bipolar",)):
-        with pytest.raises(ValueError, match=r"rounded to|when is"):
+        with pytest.raises(ValueError, match=r"rounded to|needs static or token|needs minmax"):
             Activations(*bad)
     with pytest.raises(ValueError, match="percentile"):
         Activations("int8", "static", "percentile", 10.0)

@@ -50,6 +50,7 @@ NETS = """
 
 @pytest.fixture
 def folder(tmp_path):
+    (tmp_path / "text.txt").write_text("a text", encoding="utf-8")
     (tmp_path / "nets.py").write_text(textwrap.dedent(NETS), encoding="utf-8")
     return tmp_path
 

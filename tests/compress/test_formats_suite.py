@@ -20,6 +20,7 @@ SPECS = [
     "fp4-e2m1/g16/scale-m1", "fp5-e2m2-finite-bias3", "fp8-e4m3/plain", "fp16-e5m10/plain", "fp12-e5m6/scale-fp32",
     "mxfp4", "mxfp6-e2m3", "mxfp6-e3m2", "mxfp8-e4m3", "mxfp8-e5m2", "nvfp4",
     "nf4/g64", "nf4/channel/mse2-10-0.8/scale-fp32", "fixed3.5", "fixed1.9", "table1", "table3", "table4/g50", "table8/tensor",
+    "table3/int8", "table2/g16/int8+2.5%", "table4/tensor/int8",
     "vq4-16", "vq3-300", "vq2-5", "fp32", "fp16", "bf16",
     "table3+2.5%", "int4/g32/asym+lr2", "fp4-e2m1/g16+10.0%+lr3:int8", "vq2-8+lr1:bf16", "vq2-8+5.0%",
 ]  # fmt: skip
@@ -192,6 +193,7 @@ def test_bits_per_weight_of_the_sheet():
     assert get("int4/g128/asym").size(shape) / n == 4 + (16 + 4) / 128
     assert get("table3").size(shape) / n == pytest.approx(3.031, abs=5e-4)
     assert get("table4").size(shape) / n == 4.0625
+    assert get("table3/int8").size((576, 576)) / 576**2 == 3 + (8 * 8 + 16) / 576
     assert get("mxfp4").size(shape) / n == 4.25
     assert get("nvfp4").size(shape) / n == pytest.approx(4.5, abs=1e-5)
     assert get("fp4-e2m1/g256+lr8").size(shape) / n == 4 + 16 / 256 + 16 * 8 * 2 / 4096

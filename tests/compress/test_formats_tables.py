@@ -57,6 +57,29 @@ def test_the_nearest_entry_is_found_by_every_route(bits, group):
             assert torch.equal(one.decode(codes[:, j]), values[:, j])
 
 
+def test_entries_of_eight_bits_are_the_nearest_multiples_of_a_scale():
+    torch.manual_seed(0)
+    table = torch.cat([torch.randn(40, 8) * 10 ** torch.linspace(-6, 4, 40)[:, None], torch.zeros(1, 8)])
+    grid = Table(3, entries="int8").given((41, 5), table)
+    wanted = table.sort(dim=1).values.half().double()
+    scale = (wanted.abs().amax(1, keepdim=True) / 127).half().double()
+    levels = torch.arange(-127, 128).double()
+    nearest = (wanted[..., None] - scale[..., None] * levels).abs().argmin(2)
+    exact = torch.where(scale > 0, scale * levels[nearest], 0)
+    assert torch.equal(grid.table[:, 0], exact.float().half().float())
+    large = wanted.abs().amax(1) > 1e-3
+    off = (grid.table[:, 0] - wanted)[large].abs() / wanted.abs().amax(1, keepdim=True)[large]
+    assert float(off.max()) < 1.01 / 254
+    again = Table(3, entries="int8").given((41, 5), grid.table)
+    assert torch.allclose(again.table, grid.table, rtol=1e-3)
+    with pytest.raises(ValueError, match="fp16 or int8"):
+        Table(3, entries="int4")
+    assert (
+        float(Table(1, entries="int8").given((1, 2), torch.tensor([[-65504.0, 65504.0]])).table.max())
+        == 65504
+    )
+
+
 def test_a_table_of_ones_own_is_sorted_and_rounded():
     table = torch.tensor([[0.3, -1.0, 2.0, 0.0], [5.0, 5.0, -5.0, 1.0]])
     grid = Table(2).given((2, 3), table)

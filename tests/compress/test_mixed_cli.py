@@ -56,7 +56,7 @@ def test_a_rise_of_the_loss_is_kept_on_the_compressed_model(run, tmp_path):
     with open(tmp_path / "points.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) > 2
-    assert {"bits_per_weight", "bytes", "loss", "rise", "rise_se", "difference", "foretold"} <= set(rows[0])
+    assert {"bits_post", "bytes", "loss", "rise", "rise_se", "difference", "foretold"} <= set(rows[0])
     code, printed, _ = run("nets.py:make --max-loss-increase 0.05 --bytes 1kB")
     assert code == 3
     assert "bytes" in printed

@@ -184,6 +184,8 @@ def test_a_wheel_carries_the_library_for_all_pythons(wheels, tmp_path):
         "columns.py",
         "kmeans.py",
         "library.py",
+        "products.py",
+        "runs.py",
         library.NAME,
     }
     with zipfile.ZipFile(wheel) as file:
@@ -200,7 +202,15 @@ def test_a_wheel_without_a_compiler_says_what_is_missing(wheels):
     wheel, said = wheels("without", CC="no-such-compiler")
     assert wheel.name.endswith("-py3-none-any.whl")
     assert "isoloss has no native code: no C compiler found (looked for no-such-compiler)" in said
-    assert names(wheel) == {"__init__.py", "build.json", "columns.py", "kmeans.py", "library.py"}
+    assert names(wheel) == {
+        "__init__.py",
+        "build.json",
+        "columns.py",
+        "kmeans.py",
+        "library.py",
+        "products.py",
+        "runs.py",
+    }
     wheel, said = wheels("pure", ISOLOSS_BUILD="pure")
     assert wheel.name.endswith("-py3-none-any.whl")
     assert "ISOLOSS_BUILD=pure" in said

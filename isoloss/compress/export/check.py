@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import inspect
 import os
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from isoloss.compress.export.onnx import Example, first_output, run_onnx
+from isoloss.compress.export.running import run_by_package, run_qonnx
 from isoloss.measure.subject import resized
 
 BY_TRANSFORMERS = ("llama", "mistral", "qwen2", "qwen3")  # types whose GGUF files transformers reads
@@ -63,12 +65,26 @@ def check_gguf(path: str | Path, model: nn.Module) -> Difference | None:
     return _between(found, _outputs(model, {"input_ids": ids}), "transformers")
 
 
-def example_of(model: nn.Module, inputs: Any) -> Example:
+def check_qonnx(path: str | Path, model: nn.Module, example: Example) -> Difference:
+    """Run a QONNX file by the package qonnx, or in NumPy where that is not installed; example by example."""
+    count = len(next(iter(example.inputs.values())))
+    runs = [{name: x[i : i + 1].numpy() for name, x in example.inputs.items()} for i in range(count)]
+    if importlib.util.find_spec("qonnx") is None:
+        by = "NumPy"
+        found = [run_qonnx(path, one)[0] for one in runs]
+    else:
+        by = f"qonnx {importlib.metadata.version('qonnx')}"
+        found = [run_by_package(path, one)[0] for one in runs]
+    return _between(np.concatenate(found), _outputs(model, example.inputs), by)
+
+
+def example_of(model: nn.Module, inputs: Any, examples: int = 2) -> Example:
     """An example from the inputs of a batch, as a model is called with them.
 
     Args:
         model: whose ``forward`` names its inputs.
         inputs: a tensor, a tuple of arguments, or a dict of keywords; one example is repeated.
+        examples: how many.
 
     Raises:
         ValueError: an input is no tensor.
@@ -83,7 +99,7 @@ def example_of(model: nn.Module, inputs: Any) -> Example:
     wrong = [name for name, one in inputs.items() if not isinstance(one, Tensor)]
     if wrong:
         raise ValueError(f"an ONNX file takes tensors alone, and {wrong[0]} is none")
-    some = resized((dict(inputs), None), 2)[0]
+    some = resized((dict(inputs), None), examples)[0]
     tokens = {name: one for name, one in some.items() if not one.is_floating_point() and one.ndim == 2}
     return Example(some, {n: {0: "batch", 1: "tokens"} if n in tokens else {0: "batch"} for n in some})
 

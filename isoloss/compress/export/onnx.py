@@ -7,7 +7,7 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,11 +84,11 @@ def write_onnx(
     if matmul not in ("nbits", "qdq") or accuracy not in ACCURACY:
         raise ValueError(f"matmul is nbits or qdq and accuracy 1 to 4, got {matmul!r} and {accuracy!r}")
     given = example or tokens_of(model)
-    layers = _layers(model, compressed)
+    layers = layers_of(model, compressed)
     model.eval().float()
     with _swapped(model, layers, compressed, matmul, accuracy) as (products, rest):
         graph = _Graph(model, rest)
-        made = _traced(graph, given)
+        made = traced(graph, given, OPSET, _is_stored)
         _pack(made)
         kinds = {name: one.kind for name, one in products.items()} | {
             name: one.kind for name, one in graph.decoders.items()
@@ -196,7 +196,12 @@ def tokens_of(model: nn.Module, known: Identity | None = None) -> Example:
     return Example(inputs, {name: names for name in inputs})
 
 
-def _layers(model: nn.Module, compressed: Compressed) -> dict[str, Layer]:
+def layers_of(model: nn.Module, compressed: Compressed) -> dict[str, Layer]:
+    """The layers of a model that were compressed, by name.
+
+    Raises:
+        ValueError: the model has no such layer, or of another shape.
+    """
     layers = {layer.name: layer for layer in find(model).layers}
     for name, one in compressed.encoded.items():
         if name not in layers or layers[name].shape != tuple(one.shape):
@@ -219,7 +224,7 @@ def _swapped(
         for name, layer in layers.items():
             encoded = compressed.encoded[name]
             path = paths[id(layer.module)]
-            if matmul == "nbits" and path and _is_product(layer) and fits(encoded):
+            if matmul == "nbits" and path and is_product(layer) and fits(encoded):
                 bias = getattr(layer.module, "bias", None)
                 products[name] = MatMulNBits(encoded, bias, accuracy)
                 owner, _, own = path.rpartition(".")
@@ -233,14 +238,21 @@ def _swapped(
             setattr(parent, own, module)
 
 
-def _is_product(layer: Layer) -> bool:
+def is_product(layer: Layer) -> bool:
     """A linear layer that shares its weight with nothing."""
     plain = type(layer.module) is nn.Linear or type(layer.module).__name__ == "Conv1D"
     return plain and layer.kind in ("linear", "conv1d") and layer.parameter == "weight" and not layer.tied
 
 
-def _traced(graph: _Graph, example: Example) -> Any:
-    """The graph as ONNX, quietly."""
+def traced(graph: nn.Module, example: Example, opset: int, stored: Callable[[str], bool]) -> Any:
+    """A module as ONNX, quietly.
+
+    Args:
+        graph: called with a dict of inputs.
+        example: its inputs.
+        opset: of the operators of the standard.
+        stored: which constants stay as they are; what follows from others alone is computed now.
+    """
     optimise = needed("onnxscript.optimizer").optimize_ir
     logs = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
     levels = [log.level for log in logs]
@@ -254,7 +266,7 @@ def _traced(graph: _Graph, example: Example) -> Any:
                 (),
                 kwargs={"inputs": dict(example.inputs)},
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 input_names=list(example.inputs),
                 output_names=["output"],
                 dynamic_shapes={"inputs": example.dimensions},
@@ -264,18 +276,16 @@ def _traced(graph: _Graph, example: Example) -> Any:
         finally:
             for log, level in zip(logs, levels, strict=True):
                 log.setLevel(level)
-    stored = {
-        name for name in made.model.graph.initializers if name.startswith("parts.") or _is_of_product(name)
-    }
-    optimise(made.model, should_fold=lambda node: False if _reads(node, stored) else None)
+    kept = {name for name in made.model.graph.initializers if stored(name)}
+    optimise(made.model, should_fold=lambda node: False if _reads(node, kept) else None)
     needed("onnx_ir.passes.common").ClearMetadataAndDocStringPass()(
         made.model
     )  # where each line of code lies
     return made
 
 
-def _is_of_product(name: str) -> bool:
-    return name.rpartition(".")[2] in ("codes", "scale", "zero")
+def _is_stored(name: str) -> bool:
+    return name.startswith("parts.") or name.rpartition(".")[2] in ("codes", "scale", "zero")
 
 
 def _reads(node: Any, names: set[str]) -> bool:

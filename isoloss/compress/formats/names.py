@@ -15,7 +15,7 @@ from isoloss.compress.formats.number_types import FloatType, Specials
 from isoloss.compress.formats.ranges import RangeSearch
 from isoloss.compress.formats.scales import KINDS
 from isoloss.compress.formats.sparse import WithOutliers
-from isoloss.compress.formats.tables import NormalFloat, Table
+from isoloss.compress.formats.tables import Entries, NormalFloat, Table
 from isoloss.compress.formats.vectors import Vectors
 
 ALIASES = {
@@ -39,7 +39,7 @@ def get(spec: str) -> Format:
 
     A base with options behind slashes, then what lies beside it behind plus signs::
 
-        BASE[/tensor|/channel|/gN][/narrow|/asym|/bipolar][/mse][/scale-KIND][+P%][+lrR[:FACTORS]]
+        BASE[/tensor|/channel|/gN][/narrow|/asym|/bipolar|/int8][/mse][/scale-KIND][+P%][+lrR[:FACTORS]]
 
     Raises:
         ValueError: no such format; the message says which word is not understood and what there is.
@@ -110,7 +110,7 @@ class _Options:
         if self.words:
             raise ValueError(
                 f"{self.spec!r}: {self.words[0]!r} is no option of {format.spec.partition('/')[0]}. Options are "
-                f"tensor, channel, gN; of integers narrow, asym, bipolar; mse; scale-{', scale-'.join(KINDS)}"
+                f"tensor, channel, gN; of integers narrow, asym, bipolar; of tables int8; mse; scale-{', scale-'.join(KINDS)}"
             )
         return format
 
@@ -132,7 +132,8 @@ def _base(text: str, spec: str) -> Format:
         group, search, scales = options.group(64), options.search(), options.scales()
         return options.done(NormalFloat(group, scales, search))
     if match := re.fullmatch(r"table(\d+)", name):
-        return options.done(Table(int(match[1]), options.group("channel")))
+        entries = options.take(lambda w: w in ("fp16", "int8")) or "fp16"
+        return options.done(Table(int(match[1]), options.group("channel"), cast(Entries, entries)))
     if match := re.fullmatch(r"vq(\d+)-(\d+)", name):
         return options.done(Vectors(int(match[1]), int(match[2])))
     raise ValueError(f"no format named {name!r} in {spec!r}. There are: {', '.join(BASES)}")

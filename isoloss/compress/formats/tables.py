@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +24,10 @@ NF4 = (
 )  # fmt: skip
 """Quantiles of the normal distribution, T. Dettmers et al., QLoRA, 2023, arXiv 2305.14314; float32 as released."""
 
+Entries = Literal["fp16", "int8"]
+
 _LARGEST = torch.finfo(torch.float16).max
+_MOST_ENTRY = 127  # level of an int8 entry
 _FEW = 128  # up to so many entries, counting the midpoints below a value is faster than a binary search
 _LLOYD = 50
 _BLOCK = 1 << 20
@@ -122,7 +126,10 @@ class NormalFloat(Coded):
 
 @dataclass(frozen=True)
 class Table(Coded):
-    r"""A table of :math:`2^b` fp16 numbers per row, group or tensor; a code is the place in the ascending table.
+    r"""A table of :math:`2^b` numbers per row, group or tensor; a code is the place in the ascending table.
+
+    Its entries are fp16, or (``int8``) whole numbers from -127 to 127 times a scale in fp16 of each table, rounded to fp16:
+    :math:`8 \cdot 2^b + 16` bits where fp16 takes :math:`16 \cdot 2^b`. An entry is then off by at most 1/254 of the largest.
 
     ``encode`` finds the tables by Lloyd's algorithm from quantiles, weighted by the importance: a start. Exact tables are
     a solver's, which brings them with :meth:`given`.
@@ -130,6 +137,7 @@ class Table(Coded):
     Args:
         bits: per code, 1 to 8.
         group: ``channel`` (a table per row), ``tensor``, or how many columns share a table.
+        entries: ``fp16`` or ``int8``.
 
     Raises:
         ValueError: settings outside of these; on encoding, numbers beyond fp16.
@@ -141,27 +149,38 @@ class Table(Coded):
         >>> grid = Table(1).given((1, 4), torch.tensor([[3.0, -1.0]]))
         >>> grid.encode(torch.tensor([[-2.0, 0.9, 1.0, 1.1]])).tolist()  # a tie goes to the lower entry
         [[0, 0, 0, 1]]
+        >>> Table(3, entries="int8").size((576, 576)) / 576**2  # 3 + (8 * 8 + 16) / 576
+        3.138888888888889
     """
 
     bits: int
     group: Group = "channel"
+    entries: Entries = "fp16"
 
     def __post_init__(self) -> None:
+        if self.entries not in ("fp16", "int8"):
+            raise ValueError(f"entries of tables are fp16 or int8, got {self.entries!r}")
         if not 1 <= self.bits <= 8:
             raise ValueError(f"tables need 1 to 8 bits, got {self.bits}")
         check_group(self.group)
 
     @property
     def spec(self) -> str:
-        """``table3/g512``."""
-        return f"table{self.bits}" + ("" if self.group == "channel" else f"/{group_word(self.group)}")
+        """``table3/g512/int8``."""
+        words = "" if self.group == "channel" else f"/{group_word(self.group)}"
+        return f"table{self.bits}{words}" + ("" if self.entries == "fp16" else f"/{self.entries}")
 
     def kept(self, rows: int, groups: int) -> Layout:
-        """Tables."""
+        """Tables, or their entries and scales."""
+        if self.entries == "int8":
+            return {
+                "entries": (torch.int8, (rows, groups, 2**self.bits)),
+                "scale": (torch.float16, (rows, groups)),
+            }
         return {"table": (torch.float16, (rows, groups, 2**self.bits))}
 
     def given(self, shape: Shape, table: Tensor) -> Grid:
-        """The grid with tables of your choice, sorted and rounded to fp16.
+        """The grid with tables of your choice, sorted and rounded to what is stored.
 
         Args:
             shape: of the weight.
@@ -175,25 +194,28 @@ class Table(Coded):
         table = (table[:, None] if table.ndim == 2 else table).detach()
         if table.ndim != 3 or table.shape[0] not in (1, wanted[0]) or tuple(table.shape[1:]) != wanted[1:]:
             raise ValueError(f"tables need the shape {wanted}, got {tuple(table.shape)}")
-        return Grid(self, rows, columns, {"table": _stored_table(table.expand(wanted))})
+        return Grid(self, rows, columns, self._kept(table.expand(wanted)))
 
     def fit(self, matrix: Tensor, groups: Groups, importance: Tensor | None, held: Parts | None) -> Parts:
         """Tables by Lloyd's algorithm."""
         weights = None if importance is None else importance.expand_as(matrix)
         if self.group == "tensor":
             flat = None if weights is None else weights.reshape(1, -1)
-            return {"table": _stored_table(lloyd(matrix.reshape(1, -1), 2**self.bits, flat)[:, None])}
+            return self._kept(lloyd(matrix.reshape(1, -1), 2**self.bits, flat)[:, None])
         tables = []
         for piece in groups.pieces():
             x = piece.of(matrix)
             w = None if weights is None else piece.of(weights).reshape(-1, x.shape[2])
             found = lloyd(x.reshape(-1, x.shape[2]), 2**self.bits, w)
             tables.append(found.reshape(*x.shape[:2], -1))
-        return {"table": _stored_table(torch.cat(tables, dim=1))}
+        return self._kept(torch.cat(tables, dim=1))
 
     def mean(self, parts: Parts) -> Values:
         """Tables as numbers."""
-        return Values.looked_up(parts["table"].float())
+        if self.entries == "fp16":
+            return Values.looked_up(parts["table"].float())
+        table = parts["entries"].float() * parts["scale"].float()[..., None]
+        return Values.looked_up(table.clamp(-_LARGEST, _LARGEST).half().float())
 
     def codes(
         self, x: Tensor, values: Values, rounding: Rounding, generator: torch.Generator | None
@@ -208,6 +230,18 @@ class Table(Coded):
         assert values.table is not None
         table = values.table.expand(codes.shape[0], codes.shape[1], -1)
         return table.gather(2, codes.long())
+
+    def _kept(self, table: Tensor) -> Parts:
+        """(rows or 1, groups, entries) as they are stored, ascending."""
+        table = _stored_table(table)
+        if self.entries == "fp16":
+            return {"table": table}
+        most = table.float().abs().amax(dim=-1)
+        scale = (most / _MOST_ENTRY).half()
+        # Rounded down, a scale may leave the largest entry beyond its last level; at 0 nothing is left of the table.
+        divisor = torch.where(scale > 0, scale.float(), 1)
+        entries = (table.float() / divisor[..., None]).round().clamp(-_MOST_ENTRY, _MOST_ENTRY)
+        return {"entries": entries.to(torch.int8), "scale": scale}
 
 
 def lloyd(x: Tensor, count: int, weights: Tensor | None = None) -> Tensor:

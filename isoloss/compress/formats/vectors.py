@@ -84,10 +84,10 @@ class Vectors:
             raise ValueError(f"{self.spec} rounds to the nearest alone, got {rounding!r}")
         matrix = as_matrix(weight)
         weights = as_importance(importance, matrix)
-        points, counts = self._vectors(matrix), self._weights(matrix, weights)
+        points, counts = self.vectors(matrix), self._weights(matrix, weights)
         codebook = _lloyd(points, counts, self.count, generator or torch.Generator().manual_seed(0))
         stored = _stored_codebook(codebook).to(matrix.dtype)
-        codes = _nearest(points, counts, stored).reshape(matrix.shape[0], -1)
+        codes = nearest(points, counts, stored).reshape(matrix.shape[0], -1)
         return self.encoded(codes, stored, tuple(weight.shape))
 
     def assign(self, weight: Tensor, codebook: Tensor, importance: Tensor | None = None) -> Tensor:
@@ -97,7 +97,7 @@ class Vectors:
         """
         matrix = as_matrix(weight)
         counts = self._weights(matrix, as_importance(importance, matrix))
-        codes = _nearest(self._vectors(matrix), counts, self._checked(codebook).to(matrix))
+        codes = nearest(self.vectors(matrix), counts, self._checked(codebook).to(matrix))
         return codes.reshape(matrix.shape[0], -1).to(code_dtype(self.bits))
 
     def encoded(self, codes: Tensor, codebook: Tensor, shape: Shape) -> Encoded:
@@ -123,6 +123,11 @@ class Vectors:
         parts = {"codes": pack(codes, self.bits), "codebook": _stored_codebook(self._checked(codebook))}
         return Encoded(self, tuple(shape), parts)
 
+    def codes(self, encoded: Encoded) -> Tensor:
+        """The codes of a weight, (rows, ceil(columns / length)), int32."""
+        columns = rows_columns(encoded.shape)[1]
+        return unpack(encoded.parts["codes"], self.bits, -(-columns // self.length)).int()
+
     def decode(self, parts: Parts, shape: Shape, dtype: torch.dtype) -> Tensor:
         """Vectors looked up, cut at the end of the row."""
         rows, columns = rows_columns(shape)
@@ -142,7 +147,7 @@ class Vectors:
         """Stored bits."""
         return layout_bits(self.layout(shape))
 
-    def _vectors(self, matrix: Tensor) -> Tensor:
+    def vectors(self, matrix: Tensor) -> Tensor:
         """(rows, columns) -> (vectors, length), zeros past the end of a row."""
         return pad(matrix, (0, -matrix.shape[1] % self.length)).reshape(-1, self.length)
 
@@ -151,7 +156,7 @@ class Vectors:
         if importance is None and matrix.shape[1] % self.length == 0:
             return None
         importance = torch.ones_like(matrix) if importance is None else importance.expand_as(matrix)
-        return self._vectors(importance.contiguous())
+        return self.vectors(importance.contiguous())
 
     def _checked(self, codebook: Tensor) -> Tensor:
         if tuple(codebook.shape) != (self.count, self.length):
@@ -161,7 +166,7 @@ class Vectors:
         return codebook.detach()
 
 
-def _nearest(points: Tensor, weights: Tensor | None, codebook: Tensor) -> Tensor:
+def nearest(points: Tensor, weights: Tensor | None, codebook: Tensor) -> Tensor:
     """Argmin over k of sum_d w_d (x_d - c_kd)^2; x^2 is the same for all k and left out."""
     found = []
     step = max(1, _CELLS // codebook.shape[0])
@@ -183,7 +188,7 @@ def _lloyd(points: Tensor, weights: Tensor | None, count: int, generator: torch.
     centres[: min(count, len(order))] = points[order[:count]]
     full = torch.ones_like(points) if weights is None else weights
     for _ in range(_LLOYD):
-        codes = _nearest(points, weights, centres)
+        codes = nearest(points, weights, centres)
         total = torch.zeros_like(centres).index_add_(0, codes, full)
         moment = torch.zeros_like(centres).index_add_(0, codes, full * points)
         moved = torch.where(total > 0, moment / torch.where(total > 0, total, 1), centres)

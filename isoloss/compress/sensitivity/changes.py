@@ -5,15 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from functools import partial
 
 from isoloss.compress.candidates import Candidates
-from isoloss.compress.replay import calibrating
-from isoloss.measure.criteria import CrossEntropy
-from isoloss.measure.products import count_of
+from isoloss.compress.paired import paired
 from isoloss.measure.subject import Subject
 
 
@@ -27,12 +22,14 @@ class Change:
         se: standard error of the rise over the data, the same examples before and after; NaN for a single one.
         difference: of the predictions: the Kullback-Leibler divergence from the model's own [nats] under
             cross-entropy, half the squared distance of the outputs elsewhere; a mean over rows.
+        loss_se: standard error of the loss itself over the data.
     """
 
     loss: float
     rise: float
     se: float
     difference: float
+    loss_se: float = math.nan
 
 
 def changes(
@@ -57,62 +54,14 @@ def changes(
     own_modules = set(subject.model.modules())
     if any(layer.module not in own_modules for layer in candidates.layers):
         raise ValueError("the candidates are of another model. Make them of the subject's own")
-    base: list[Tensor] = []
-    found: list[list[Tensor]] = [[] for _ in plans]
-    differences = [0.0 for _ in plans]
-    shares: list[Tensor] = []
-    counts = [count_of(subject, batch) for batch in subject.batches]
-    done, passes = 0, len(subject.batches) * len(plans)
-    with torch.no_grad(), calibrating(subject.model):
-        for batch, count in zip(subject.batches, counts, strict=True):
-            if not count:
-                continue
-            own = subject.predict(batch[0])
-            losses, parts = _losses(subject, own, batch[1])
-            base.append(losses)
-            shares.append(parts * (count / sum(counts)))
-            for i, plan in enumerate(plans):
-                if progress is not None:
-                    progress("measuring", done, passes)
-                done += 1
-                with candidates.applied(plan):
-                    z = subject.predict(batch[0])
-                found[i].append(_losses(subject, z, batch[1])[0])
-                differences[i] += _difference(subject, own, z, batch[1]) * count / sum(counts)
-    share, before = torch.cat(shares), torch.cat(base)
+    found = paired(
+        subject, {str(i): partial(candidates.applied, plan) for i, plan in enumerate(plans)}, progress
+    )
     out = []
-    for losses_of, difference in zip(found, differences, strict=True):
-        rise = torch.cat(losses_of) - before
-        mean = float((share * rise).sum())
-        n = len(rise)
-        se = math.sqrt(float((share * (rise - mean)).square().sum()) * n / (n - 1)) if n > 1 else math.nan
-        out.append(Change(float((share * before).sum()) + mean, mean, se, difference))
+    for name, losses in found.loss.items():
+        loss, rise, moved = found.mean(losses), found.rise(name), found.mean(found.difference[name])
+        out.append(Change(loss.value, rise.value, rise.se, moved.value, loss.se))
     return out
-
-
-def _losses(subject: Subject, z: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses of the examples of a batch and their shares in it; of the whole batch where single ones are not known."""
-    criterion = subject.criterion
-    if isinstance(criterion, CrossEntropy) and isinstance(targets, Tensor) and targets.ndim:
-        rows = F.cross_entropy(
-            z.flatten(0, -2).float(), targets.flatten(), ignore_index=criterion.ignored, reduction="none"
-        )
-        rows = rows.reshape(targets.shape[0], -1).double()
-        counted = (targets != criterion.ignored).reshape(targets.shape[0], -1)
-        number = counted.sum(1)
-        kept = number > 0
-        return rows.sum(1)[kept] / number[kept], number[kept].double() / float(number.sum())
-    one = torch.as_tensor(float(criterion(z, targets)), dtype=torch.float64)
-    return one[None], torch.ones(1, dtype=torch.float64)
-
-
-def _difference(subject: Subject, own: Tensor, z: Tensor, targets: Tensor) -> float:
-    criterion = subject.criterion
-    if isinstance(criterion, CrossEntropy):
-        before, after = own.float().log_softmax(-1), z.float().log_softmax(-1)
-        rows = (before.exp() * (before - after)).sum(-1)
-        return float(rows[targets != criterion.ignored].double().mean())
-    return 0.5 * float((z - own).double().square().sum()) / max(1, math.prod(own.shape[:-1]))
 
 
 def one_by_one(subject: Subject, candidates: Candidates) -> dict[str, dict[str, Change]]:

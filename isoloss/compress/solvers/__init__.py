@@ -6,17 +6,18 @@ solver is asked for.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import re
 from typing import TYPE_CHECKING, Any
 
+from isoloss.compress import settings
 from isoloss.compress.solvers.solver import Solver, output_error
 
 if TYPE_CHECKING:
     from isoloss.compress.solvers.adaround import AdaRound
     from isoloss.compress.solvers.gptq import Gptq
     from isoloss.compress.solvers.kmeans import Kmeans
+    from isoloss.compress.solvers.lr2vq import Lr2vq
     from isoloss.compress.solvers.lut_feedback import LutFeedback
     from isoloss.compress.solvers.nearest import Nearest
     from isoloss.compress.solvers.squeezellm import SqueezeLlm
@@ -27,6 +28,7 @@ __all__ = [
     "AdaRound",
     "Gptq",
     "Kmeans",
+    "Lr2vq",
     "LutFeedback",
     "Nearest",
     "Solver",
@@ -44,6 +46,7 @@ SOLVERS: dict[str, str] = {
     "lut-feedback": "lut_feedback:LutFeedback",
     "zeroquant-fp": "zeroquant_fp:ZeroQuantFp",
     "adaround": "adaround:AdaRound",
+    "lr2vq": "lr2vq:Lr2vq",
 }
 """Name -> ``module:class`` below ``isoloss.compress.solvers``."""
 
@@ -70,7 +73,7 @@ def get(text: str) -> Solver:
         >>> get("rtn")
         Traceback (most recent call last):
             ...
-        ValueError: no solver named 'rtn'. There are: nearest, gptq, kmeans, squeezellm, lut-feedback, zeroquant-fp, adaround
+        ValueError: no solver named 'rtn'. There are: nearest, gptq, kmeans, squeezellm, lut-feedback, zeroquant-fp, adaround, lr2vq
     """
     match = re.fullmatch(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*", text)
     name = match[1] if match else text
@@ -78,24 +81,4 @@ def get(text: str) -> Solver:
         raise ValueError(f"no solver named {name!r}. There are: {', '.join(SOLVERS)}")
     module, _, kind = SOLVERS[name].partition(":")
     found: type[Solver] = getattr(importlib.import_module(f"isoloss.compress.solvers.{module}"), kind)
-    fields = {field.name: field for field in dataclasses.fields(found)}  # type: ignore[arg-type]
-    settings = {}
-    for word in filter(None, (word.strip() for word in (match[2] or "").split(","))):
-        key, equals, value = (part.strip() for part in word.partition("="))
-        if key not in fields or not equals:
-            known = ", ".join(f"{key}={field.default}" for key, field in fields.items())
-            raise ValueError(f"{name} has no setting {word!r}. There are: {known or 'none'}")
-        settings[key] = _read(value, fields[key].default, f"{name}({key})")
-    return found(**settings)
-
-
-def _read(value: str, default: Any, where: str) -> Any:
-    """A setting's word as its default's type."""
-    if isinstance(default, bool):
-        if value.lower() not in ("true", "false"):
-            raise ValueError(f"{where} needs true or false, got {value!r}")
-        return value.lower() == "true"
-    try:
-        return type(default)(value)
-    except ValueError:
-        raise ValueError(f"{where} needs a number ({type(default).__name__}), got {value!r}") from None
+    return settings.read(found, match[2] or "", name)

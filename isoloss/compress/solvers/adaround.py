@@ -14,7 +14,7 @@ from isoloss.compress.formats import Encoded, Format, Grid
 from isoloss.compress.formats.encoded import as_matrix
 from isoloss.compress.solvers.feeding import Refinement
 from isoloss.compress.solvers.levels import Levels, coded, group_of_columns, joined, rows_of
-from isoloss.compress.solvers.moments import curvature, needed, seconds
+from isoloss.compress.solvers.moments import curvature, needed, refuse_damping, seconds
 from isoloss.compress.solvers.refine import improve, rounded
 from isoloss.compress.solvers.solver import Solver, output_error
 from isoloss.compress.statistics import Statistics
@@ -100,6 +100,8 @@ class AdaRound(Solver):
     name: ClassVar[str] = "adaround"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_damping(self.damp)
         if self.steps < 1 or self.rate <= 0 or self.push < 0 or not 0 <= self.warm < 1 or self.damp < 0:
             raise ValueError(
                 "needed steps of at least 1, a rate above 0, a push and damping of at least 0 and a warm share of 0 to "

@@ -147,7 +147,4 @@ def _without(kept: Tensor, matrix: Tensor, cost: Tensor) -> tuple[Tensor, Tensor
 
 def dearest(matrix: Tensor, grid: Grid, cost: Tensor, count: int) -> Tensor:
     """True at the ``count`` weights whose rounding to nearest loses most."""
-    loss = (matrix - grid.decode(grid.encode(matrix))).square() * cost
-    mask = torch.zeros(matrix.numel(), dtype=torch.bool)
-    mask[loss.reshape(-1).argsort(descending=True, stable=True)[:count]] = True
-    return mask.reshape(matrix.shape)
+    return largest((matrix - grid.decode(grid.encode(matrix))).square() * cost, count)

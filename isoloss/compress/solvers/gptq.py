@@ -9,7 +9,7 @@ from torch import Tensor
 
 from isoloss.compress.formats import Coded, Encoded, Format, Grid
 from isoloss.compress.solvers.feeding import Refinement, solve_columns
-from isoloss.compress.solvers.moments import Order, needed
+from isoloss.compress.solvers.moments import Order, needed, refuse_damping
 from isoloss.compress.solvers.solver import Solver
 from isoloss.compress.statistics import Statistics
 
@@ -64,6 +64,8 @@ class Gptq(Solver):
     name: ClassVar[str] = "gptq"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_damping(self.damp)
         Refinement(self.rounds, self.sweeps, self.steps, self.tolerance)
 
     @property

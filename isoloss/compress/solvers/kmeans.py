@@ -41,10 +41,6 @@ class Kmeans(Solver):
 
     name: ClassVar[str] = "kmeans"
 
-    def __post_init__(self) -> None:
-        if self.weights not in ("inputs", "fisher", "equal"):
-            raise ValueError(f"weights are inputs, fisher or equal, got {self.weights!r}")
-
     @property
     def needs(self) -> frozenset[str]:
         """Second moments or squared gradients."""

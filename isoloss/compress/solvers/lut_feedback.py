@@ -9,7 +9,7 @@ from torch import Tensor
 
 from isoloss.compress.formats import Encoded, Format, WithOutliers
 from isoloss.compress.solvers.feeding import Refinement, Weights, solve_columns
-from isoloss.compress.solvers.moments import Order, needed
+from isoloss.compress.solvers.moments import Order, needed, refuse_damping
 from isoloss.compress.solvers.solver import Solver
 from isoloss.compress.solvers.tables import exact_start, table_of
 from isoloss.compress.statistics import Statistics
@@ -68,6 +68,8 @@ class LutFeedback(Solver):
     name: ClassVar[str] = "lut-feedback"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_damping(self.damp)
         Refinement(self.rounds, self.sweeps, self.steps, self.tolerance)
 
     @property

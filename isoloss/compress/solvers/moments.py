@@ -20,6 +20,16 @@ _HARDER = 10.0  # damping grows by so much where H cannot be factored
 _MOST = 1.0  # of the mean diagonal, beyond which nothing is left of H
 
 
+def refuse_damping(damp: float) -> None:
+    """Refuse a share of the mean diagonal that is out of range.
+
+    Raises:
+        ValueError: it is.
+    """
+    if not 0 <= damp <= _MOST:
+        raise ValueError(f"damping needs 0 to {_MOST:g} of the mean diagonal, got {damp}")
+
+
 @dataclass(frozen=True, eq=False)
 class Curvature:
     r"""The damped :math:`H + \lambda I` of one weight (or one group of its rows), columns in their order of rounding.
@@ -63,8 +73,7 @@ def curvature(second: Tensor, damp: float, order: Order) -> Curvature:
         ValueError: settings out of range, H that is not finite or has a negative diagonal.
         NoAnswer: H cannot be factored at any damping.
     """
-    if not 0 <= damp <= _MOST:
-        raise ValueError(f"damping needs 0 to {_MOST:g} of the mean diagonal, got {damp}")
+    refuse_damping(damp)
     if order not in ORDERS:
         raise ValueError(f"columns go in the order {', '.join(ORDERS)}, got {order!r}")
     exact = second.detach().double()

@@ -7,8 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from isoloss.compress.formats import Encoded, Format
+from isoloss.compress.formats import Encoded, Float, Format, Grid, Integer, NormalFloat
+from isoloss.compress.formats.encoded import as_matrix
 from isoloss.compress.solvers.moments import importance_of
+from isoloss.compress.solvers.refine import PLAIN_SCALES
 from isoloss.compress.solvers.solver import Solver
 from isoloss.compress.statistics import Statistics
 
@@ -23,6 +25,8 @@ class Nearest(Solver):
 
     Args:
         weighted: weigh errors by the inputs.
+        shrink: all scales times this, above 0: weights beyond the smaller range end at its ends. Of formats with plain
+            scales (:func:`isoloss.compress.scales.weight_scales` finds the best for what the model predicts).
 
     Source:
         The range search: the released code of E. Frantar et al., GPTQ, 2022, arXiv 2210.17323.
@@ -36,8 +40,14 @@ class Nearest(Solver):
     """
 
     weighted: bool = False
+    shrink: float = 1.0
 
     name: ClassVar[str] = "nearest"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shrink <= 0:
+            raise ValueError(f"nearest(shrink) needs a factor above 0, got {self.shrink}")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -46,4 +56,20 @@ class Nearest(Solver):
 
     def solve(self, weight: Tensor, format: Format, statistics: Statistics | None) -> Encoded:
         """See :class:`Solver`."""
-        return format.encode(weight, importance_of(weight, statistics) if self.weighted else None)
+        importance = importance_of(weight, statistics) if self.weighted else None
+        if self.shrink == 1:
+            return format.encode(weight, importance)
+        matrix = as_matrix(weight)
+        grid = _shrunk(format, matrix, importance, self.shrink)
+        return grid.encoded(grid.encode(matrix), tuple(weight.shape))
+
+
+def _shrunk(format: Format, matrix: Tensor, importance: Tensor | None, factor: float) -> Grid:
+    """The grid with all scales times a factor."""
+    if not isinstance(format, (Integer, Float, NormalFloat)) or format.scales not in PLAIN_SCALES:
+        raise TypeError(f"nearest(shrink) needs a format with plain scales, got {format.spec}")
+    grid = format.grid(matrix, importance)
+    size = (grid.rows, grid.columns)
+    if isinstance(format, Integer):
+        return format.given(size, grid.scale * factor, grid.zero)
+    return format.given(size, grid.scale * factor)

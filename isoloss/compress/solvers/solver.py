@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from isoloss.compress import settings
 from isoloss.compress.formats import Encoded, Format
 from isoloss.compress.formats.encoded import rows_columns
 from isoloss.compress.statistics import Statistics
@@ -21,6 +21,9 @@ class Solver(ABC):
     """
 
     name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        settings.check(self, self.name)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -45,16 +48,8 @@ class Solver(ABC):
     @property
     def spec(self) -> str:
         """In words, settings other than the usual in brackets; ``solvers.get`` reads them back."""
-        given = [
-            f"{field.name}={_word(getattr(self, field.name))}"
-            for field in dataclasses.fields(self)  # type: ignore[arg-type]
-            if getattr(self, field.name) != field.default
-        ]
-        return f"{self.name}({', '.join(given)})" if given else self.name
-
-
-def _word(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+        given = settings.words(self)
+        return f"{self.name}({given})" if given else self.name
 
 
 def output_error(weight: Tensor, decoded: Tensor, second: Tensor) -> float:

@@ -50,6 +50,7 @@ class SqueezeLlm(Solver):
     name: ClassVar[str] = "squeezellm"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (0 <= self.sensitive <= 100 and self.floor >= 0):
             raise ValueError(
                 f"needed a percentage of sensitive weights and a floor of at least 0, got {self.sensitive}, {self.floor}"

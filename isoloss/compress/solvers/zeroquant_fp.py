@@ -11,7 +11,7 @@ from torch import Tensor
 from isoloss.compress.formats import Encoded, Format, WithLowRank, add_low_rank
 from isoloss.compress.formats.encoded import as_matrix
 from isoloss.compress.solvers.gptq import Gptq
-from isoloss.compress.solvers.moments import curvature, needed, seconds
+from isoloss.compress.solvers.moments import curvature, needed, refuse_damping, seconds
 from isoloss.compress.solvers.solver import Solver
 from isoloss.compress.statistics import Statistics
 
@@ -50,6 +50,10 @@ class ZeroQuantFp(Solver):
     weighted: bool = False
 
     name: ClassVar[str] = "zeroquant-fp"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_damping(self.damp)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -168,7 +168,7 @@ def test_the_command_says_what_was_written_and_the_difference(tmp_path):
     assert "MatMulNBits 4 bits" in printed
     assert "read back by" in printed
     for words, why in (
-        (["--to", "a.bin"], "ends in .gguf or .onnx"),
+        (["--to", "a.bin"], "ends in .gguf, .onnx"),
         (["--to", "a.gguf", "--matmul", "qdq"], "are of ONNX files"),
         (["--to", "a.onnx", "--tokenizer", "x"], "are of GGUF files"),
         (["--to", "a.onnx"], "as only you can make it"),

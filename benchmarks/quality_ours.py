@@ -1,0 +1,108 @@
+"""Methods of the project in the quality table, by their words.
+
+``gptq@int4/g128/asym``: a solver and a format for all layers. ``mixed(lut-feedback)@3.2``: what ``isoloss compress --bits``
+does, a format for each layer out of the solver's ladder. ``tuned`` behind it: scales and tables are then learned for the
+output of each block; ``learned``: roundings too.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from benchmarks.quality_cases import Case
+from isoloss.compress import Choice, compress, find, solvers
+from isoloss.compress.blockwise import Blockwise
+from isoloss.compress.candidates import Candidates, candidates, ladder
+from isoloss.compress.fisher import fisher
+from isoloss.compress.mixed import best, words
+from isoloss.compress.sensitivity import score
+from isoloss.compress.sensitivity.scores import Scores
+from isoloss.measure.subject import Subject, examples_of
+
+SQUARED = 128  # examples for squared gradients and sensitivities
+LEARNING = {
+    "tuned": Blockwise(rounding=False, drop=0.0),
+    "learned": Blockwise(drop=0.0),
+}
+UNION = ("int2/g64/asym", "int3/g128/asym", "int4/g128/asym", "int5/asym", "int6/asym")
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A compressed model, its stored bits a weight, CPU seconds, and what is to be said."""
+
+    model: nn.Module
+    bits: float
+    seconds: float
+    note: str
+
+
+def run(case: Case, method: str, draw: int) -> Made:
+    """Compress a copy of the model of a case.
+
+    Raises:
+        ValueError: words that name no method.
+    """
+    match = re.fullmatch(r"(mixed\((\w[\w-]*)\)|[\w-]+(?:\([^()]*\))?)@(\S+)( tuned| learned)?", method)
+    if match is None:
+        raise ValueError(f"needed SOLVER@FORMAT or mixed(SOLVER)@BITS, got {method!r}")
+    subject = _calibration(case, draw)
+    model = copy.deepcopy(case.model)
+    subject = replace(subject, model=model)
+    inputs = [x for x, _ in subject.batches]
+    began = started = time.process_time()
+    how = replace(LEARNING[match[4].strip()], steps=case.steps) if match[4] else None
+    choices: dict[str, Choice | None] = dict.fromkeys(case.kept)
+    note, squares = "", None
+    if match[2]:
+        found, scores, spent = _tried(case, match[2], draw)
+        mixed = best(found, scores, bits=float(match[3]))
+        choices |= found.choices(mixed.plan)
+        note = words(mixed.plan)
+        began += time.process_time() - started - spent  # once for all sizes, counted for each
+    else:
+        choices["*"] = Choice(match[3], match[1])
+        if "fisher" in solvers.get(match[1]).needs:
+            layers = [layer for layer in find(model).layers if layer.name not in case.kept]
+            squares = fisher(_few(subject), layers)
+    blind = how is None and not match[2] and not solvers.get(match[1]).needs
+    made = compress(model, choices, None if blind else inputs, fisher=squares, blockwise=how)
+    return Made(model, made.bits_per_weight, time.process_time() - began, note)
+
+
+@functools.cache
+def _calibration(case: Case, draw: int) -> Subject:
+    return case.calibration(draw)
+
+
+@functools.cache
+def _tried(case: Case, solver: str, draw: int) -> tuple[Candidates, Scores, float]:
+    """Every layer in every format of the ladder and their scores, once for all sizes; CPU seconds of it."""
+    began = time.process_time()
+    subject = _calibration(case, draw)
+    layers = case.layers()
+    if solver == "both":
+        tried: Sequence[Choice] = (*ladder("lut-feedback")[:5], *(Choice(name, "gptq") for name in UNION))
+    else:
+        tried = ladder(solver)
+    found = candidates(case.model, layers, tried, [x for x, _ in subject.batches])
+    scores = score("block-fisher", _few(subject), found)
+    return found, scores, time.process_time() - began
+
+
+def _few(subject: Subject) -> Subject:
+    """The first examples, as many as gradients are taken of."""
+    count, kept = 0, []
+    for batch in subject.batches:
+        if count >= SQUARED:
+            break
+        kept.append(batch)
+        count += examples_of(batch)
+    return replace(subject, batches=kept)

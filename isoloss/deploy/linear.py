@@ -1,0 +1,171 @@
+"""Modules that compute from packed weights: linear layers, embeddings, convolutions."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from isoloss.compress.formats import Encoded
+from isoloss.deploy.operators import packed_of, packed_product, packed_rows
+from isoloss.deploy.packing import Activations, Packed, pack_weight
+from isoloss.deploy.products import DECODED_FROM
+
+
+class PackedModule(nn.Module):
+    """A packed weight as buffers: what is saved, moved and shared is its bytes.
+
+    Args:
+        packed: the weight; modules given the same one share its memory.
+    """
+
+    bias: Tensor | None
+
+    def __init__(self, packed: Packed) -> None:
+        super().__init__()
+        self.settings = packed.settings
+        self.names = " ".join(packed.tensors)
+        for name, one in packed.tensors.items():
+            self.register_buffer(name.replace(".", "_"), one)
+
+    @property
+    def packed(self) -> Packed:
+        """The packed weight of these buffers.
+
+        Raises:
+            ValueError: they were changed to what is none.
+        """
+        return packed_of(self.tensors(), self.names, self.settings)
+
+    def tensors(self) -> list[Tensor]:
+        """The packed tensors, in the order of their names."""
+        return [cast(Tensor, getattr(self, name.replace(".", "_"))) for name in self.names.split()]
+
+    def extra_repr(self) -> str:
+        """Kind, shape and bytes."""
+        packed = self.packed
+        return (
+            f"{packed.kind}, {packed.shape[0]} x {packed.shape[1]}, {packed.bits} bits, {packed.bytes} bytes"
+        )
+
+
+class PackedLinear(PackedModule):
+    """A linear layer with a packed weight.
+
+    Args:
+        packed: the weight, rows × columns = out × in.
+        bias: (out,), or None.
+        activations: what the products are with; see :func:`isoloss.deploy.products.product`.
+
+    Example:
+        >>> from isoloss.compress import formats
+        >>> layer = nn.Linear(512, 64)
+        >>> encoded = formats.get("int8").encode(layer.weight)
+        >>> fast = PackedLinear.of(encoded, layer.bias, "int16")
+        >>> x = torch.randn(2, 3, 512)
+        >>> bool((fast(x) - layer(x)).abs().max() < 0.02)
+        True
+    """
+
+    def __init__(self, packed: Packed, bias: Tensor | None = None, activations: Activations = "int8") -> None:
+        super().__init__(packed)
+        self.out_features, self.in_features = packed.shape
+        self.activations = activations
+        self.register_buffer("bias", None if bias is None else bias.detach())
+
+    @classmethod
+    def of(
+        cls, encoded: Encoded, bias: Tensor | None = None, activations: Activations = "int8"
+    ) -> PackedLinear:
+        """Of a weight as ``compress`` stores it."""
+        return cls(pack_weight(encoded, activations), bias, activations)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out), in the dtype of ``x``."""
+        flat = x.reshape(-1, self.in_features).float()
+        out = packed_product(flat, self.tensors(), self.names, self.settings, self.activations)
+        if self.bias is not None:
+            out = out + self.bias
+        answer: Tensor = out.reshape(*x.shape[:-1], self.out_features).to(x.dtype)
+        return answer
+
+
+class PackedEmbedding(PackedModule):
+    """An embedding with a packed weight: the rows that are looked up are decoded.
+
+    Args:
+        packed: the weight, rows × columns = entries × width.
+        dtype: of what is looked up.
+
+    Example:
+        >>> from isoloss.compress import formats
+        >>> packed = pack_weight(formats.get("int8").encode(torch.randn(10, 64)))
+        >>> PackedEmbedding(packed)(torch.tensor([[1, 9]])).shape
+        torch.Size([1, 2, 64])
+    """
+
+    def __init__(self, packed: Packed, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(packed)
+        self.num_embeddings, self.embedding_dim = packed.shape
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def forward(self, index: Tensor) -> Tensor:
+        """(...) whole numbers -> (..., width).
+
+        Raises:
+            IndexError: a number outside the rows.
+        """
+        rows = packed_rows(index.reshape(-1), self.tensors(), self.names, self.settings)
+        answer: Tensor = rows.reshape(*index.shape, self.embedding_dim).to(self.dtype)
+        return answer
+
+
+class PackedConv(PackedModule):
+    """A convolution with a packed weight: a product where it is pointwise and positions are few, else decoded.
+
+    Args:
+        packed: the weight as a matrix (out, in · kernel).
+        convolution: the layer that it stands for; its weight is not kept.
+        activations: what the products are with.
+    """
+
+    def __init__(
+        self,
+        packed: Packed,
+        convolution: nn.Conv1d | nn.Conv2d | nn.Conv3d,
+        activations: Activations = "int8",
+    ) -> None:
+        super().__init__(packed)
+        self.activations = activations
+        self.shape = tuple(convolution.weight.shape)
+        bias = convolution.bias
+        self.register_buffer("bias", None if bias is None else bias.detach())
+        with torch.device("meta"):
+            self._form = type(convolution)(
+                convolution.in_channels, convolution.out_channels, convolution.kernel_size,  # type: ignore[arg-type]
+                convolution.stride, convolution.padding, convolution.dilation, convolution.groups,  # type: ignore[arg-type]
+                False, convolution.padding_mode,
+            )  # fmt: skip
+        self._form.weight = None  # type: ignore[assignment]
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """As the convolution's own."""
+        form = self._form
+        batched = x.ndim == len(self.shape)
+        ones = all(one == 1 for one in (*form.kernel_size, *form.stride, form.groups))
+        pointwise = ones and (form.padding == "valid" or not any(one != 0 for one in form.padding))
+        positions = x.numel() // self.shape[1]
+        if batched and pointwise and positions < DECODED_FROM:
+            flat = x.movedim(1, -1).reshape(-1, self.shape[1]).float()
+            out = packed_product(flat, self.tensors(), self.names, self.settings, self.activations)
+            out = out if self.bias is None else out + self.bias
+            answer: Tensor = out.reshape(x.shape[0], *x.shape[2:], self.shape[0]).movedim(-1, 1).to(x.dtype)
+            return answer
+        weight = self.packed.decode().reshape(self.shape).to(x.dtype)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        decoded: Tensor = form._conv_forward(x, weight, bias)
+        return decoded

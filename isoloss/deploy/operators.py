@@ -1,0 +1,65 @@
+"""Products and look-ups as operators of torch, so that ``torch.compile`` and ``torch.export`` take them whole."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from isoloss.deploy.packing import Activations, Packed, from_settings
+from isoloss.deploy.products import product
+
+_known: WeakTensorKeyDictionary = (
+    WeakTensorKeyDictionary()
+)  # first tensor -> (versions, settings, its packed weight)
+
+
+def packed_of(tensors: list[Tensor], names: str, settings: str) -> Packed:
+    """The packed weight of these tensors; looked at anew only where one was changed since.
+
+    Raises:
+        ValueError: they are not the tensors of such a weight.
+    """
+    versions = [(id(one), one._version) for one in tensors]
+    found = _known[tensors[0]] if tensors[0] in _known else None  # noqa: SIM401 - its get has no types
+    if found is not None and found[0] == versions and found[1] == settings:
+        return cast(Packed, found[2])
+    packed = from_settings(settings, dict(zip(names.split(), tensors, strict=True)))
+    _known[tensors[0]] = (versions, settings, packed)
+    return packed
+
+
+@torch.library.custom_op("isoloss::packed_product", mutates_args=(), device_types="cpu")
+def packed_product(x: Tensor, tensors: list[Tensor], names: str, settings: str, activations: str) -> Tensor:
+    """(tokens, columns) times a packed weight, transposed; see :func:`isoloss.deploy.products.product`."""
+    return product(packed_of(tensors, names, settings), x, cast(Activations, activations))
+
+
+@packed_product.register_fake
+def _(x: Tensor, tensors: list[Tensor], names: str, settings: str, activations: str) -> Tensor:
+    return x.new_empty(x.shape[0], _shape(settings)[0])
+
+
+@torch.library.custom_op("isoloss::packed_rows", mutates_args=(), device_types="cpu")
+def packed_rows(index: Tensor, tensors: list[Tensor], names: str, settings: str) -> Tensor:
+    """Rows of a packed weight, decoded: (n,) -> (n, columns)."""
+    packed = packed_of(tensors, names, settings)
+    if index.numel() and (int(index.min()) < 0 or int(index.max()) >= packed.shape[0]):
+        raise IndexError(
+            f"rows need to lie in 0 to {packed.shape[0] - 1}, got {int(index.min())} to {int(index.max())}"
+        )
+    if not index.numel():
+        return torch.empty(0, packed.shape[1])
+    return packed.rows(index.long())
+
+
+@packed_rows.register_fake
+def _(index: Tensor, tensors: list[Tensor], names: str, settings: str) -> Tensor:
+    return torch.empty(index.shape[0], _shape(settings)[1], device=index.device)
+
+
+def _shape(settings: str) -> tuple[int, int]:
+    _, rows, columns, *_ = settings.strip("[]").split(",")
+    return int(rows), int(columns)
