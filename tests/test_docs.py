@@ -304,6 +304,8 @@ def documents(tmp_path_factory):
     few = "--draws 20"
     begin_a_study(folder)
     (folder / "nets.py").write_text(textwrap.dedent(NETS), encoding="utf-8")
+    (folder / "cache" / "isoloss").mkdir(parents=True)
+    (folder / "cache" / "isoloss" / "roofline.json").write_text(json.dumps(a_roofline()), encoding="utf-8")
     verbs = [
         f"fit hoffmann {LADDER} {few} {held}",
         f"fit hoffmann {LADDER} {few} --borrow beta=besiroglu-2024 --fix E=1 --bound alpha=0.1:1",
@@ -365,6 +367,7 @@ def documents(tmp_path_factory):
         "compress nets.py:loud --claims",
         "worth f.csv",
         "worth f.csv --law 7.json --tokens 1M --at 5",
+        "bench nets.py:gpt --context 4 --new 2 --repeats 2",
         "export small --to small.onnx --model nets.py:shared",
         "export small --to small.qonnx.onnx --model nets.py:shared",
     ]
@@ -376,7 +379,9 @@ def documents(tmp_path_factory):
     out: dict[str, list] = {"isoloss/roofline/1": [a_roofline()]}
     for i, command in enumerate(verbs):
         given = command.split() if isinstance(command, str) else command
-        code, printed = run_command([*given, "--json", f"{i}.json"], folder)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))  # a roofline that is not measured
+            code, printed = run_command([*given, "--json", f"{i}.json"], folder)
         assert code in (0, 2 if given[0] == "check" else 0), f"{command}: {printed}"
         document = json.loads(words(folder / f"{i}.json"))
         out.setdefault(document["schema"], []).append(document)
@@ -425,15 +430,24 @@ NETS = """
 
     def bare():
         return Far(64, 64), torch.randn(8, 64)
+
+    def gpt():
+        from isoloss.trainers.gpt_modules import of
+        from isoloss.trainers.gpt_settings import Settings
+        from isoloss.trainers.transformer import GPT
+        settings = Settings(width=32, tokens=(1,))
+        return of(GPT(settings), settings), torch.zeros(1, 4).long()
 """
 
 
 def a_roofline() -> dict:
     """What the file of a roofline holds."""
-    from isoloss.measure.roofline import Ceiling, Roofline
+    import torch
+
+    from isoloss.measure.roofline import Ceiling, Roofline, machine
 
     ceilings = (Ceiling(1, "float32", 1e11, 1e10),)
-    return Roofline("a machine", "2.0", ceilings, 1 << 27, (0.5, 0.7), "2026-01-01").to_json()
+    return Roofline(machine(), torch.__version__, ceilings, 1 << 27, (0.5, 0.7), "2026-01-01").to_json()
 
 
 def begin_a_study(folder: Path) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from isoloss.deploy.decoders import Decoder, Session
+from isoloss.deploy.linear import PackedEmbedding
 from isoloss.measure.latency import Median, times
 from isoloss.measure.roofline import Roofline, cores
 
@@ -91,7 +92,7 @@ def bytes_read(model: nn.Module) -> int:
     """
     found: dict[tuple[Any, ...], int] = {}
     for module in model.modules():
-        if not isinstance(module, nn.Embedding):
+        if not isinstance(module, (nn.Embedding, PackedEmbedding)):
             for one in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
                 found[one.untyped_storage()._cdata, one.storage_offset()] = one.numel() * one.element_size()
     return sum(found.values())

@@ -514,5 +514,5 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     """A product of matrices over the longer side, so that it is small; of a single number an ordinary product."""
     if a.ndim < 2 or b.ndim < 2:
         return a * b
-    a, b = torch.broadcast_tensors(a, b)
+    a, b = torch.broadcast_tensors(a, b)  # type: ignore[no-untyped-call]
     return a @ b.T if a.shape[1] >= a.shape[0] else a.T @ b
