@@ -19,7 +19,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def trained(folder: Path) -> tuple[Transformer, dict[str, float]]:
-    """The model, and its validation loss [nats a byte], parameters and CPU seconds of training.
+    """The model, and what is to be said of it: parameters, validation loss, CPU seconds of training.
 
     Raises:
         Absent: its text is not beside this checkout.
@@ -40,4 +40,8 @@ def trained(folder: Path) -> tuple[Transformer, dict[str, float]]:
     model = load(folder)[0]
     model.requires_grad_(True)
     known = json.loads(facts.read_text(encoding="utf-8"))
-    return model.eval(), {**known, "parameters": sum(p.numel() for p in model.parameters())}
+    return model.eval(), {
+        "parameters": float(sum(p.numel() for p in model.parameters())),
+        "validation loss [nats a byte]": known["loss"],
+        "CPU seconds of its training": known["cpu_seconds"],
+    }

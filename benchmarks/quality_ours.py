@@ -2,7 +2,7 @@
 
 ``gptq@int4/g128/asym``: a solver and a format for all layers. ``mixed(lut-feedback)@3.2``: what ``isoloss compress --bits``
 does, a format for each layer out of the solver's ladder. ``tuned`` behind it: scales and tables are then learned for the
-output of each block; ``learned``: roundings too.
+output of each block; ``learned``: roundings too; ``grouped8``: convolutions in groups have eight bits.
 """
 
 from __future__ import annotations
@@ -31,6 +31,13 @@ LEARNING = {
     "tuned": Blockwise(rounding=False, drop=0.0),
     "learned": Blockwise(drop=0.0),
 }
+RANGED = (
+    "int2/g64/asym/mse2",
+    "int3/g128/asym/mse2",
+    "int4/g128/asym/mse2",
+    "int5/asym/mse2",
+    "int6/asym",
+)
 UNION = ("int2/g64/asym", "int3/g128/asym", "int4/g128/asym", "int5/asym", "int6/asym")
 
 
@@ -50,7 +57,9 @@ def run(case: Case, method: str, draw: int) -> Made:
     Raises:
         ValueError: words that name no method.
     """
-    match = re.fullmatch(r"(mixed\((\w[\w-]*)\)|[\w-]+(?:\([^()]*\))?)@(\S+)( tuned| learned)?", method)
+    match = re.fullmatch(
+        r"(mixed\((\w[\w-]*)\)|[\w-]+(?:\([^()]*\))?)@(\S+)( tuned| learned| grouped8)?", method
+    )
     if match is None:
         raise ValueError(f"needed SOLVER@FORMAT or mixed(SOLVER)@BITS, got {method!r}")
     subject = _calibration(case, draw)
@@ -58,7 +67,8 @@ def run(case: Case, method: str, draw: int) -> Made:
     subject = replace(subject, model=model)
     inputs = [x for x, _ in subject.batches]
     began = started = time.process_time()
-    how = replace(LEARNING[match[4].strip()], steps=case.steps) if match[4] else None
+    way = (match[4] or "").strip()
+    how = replace(LEARNING[way], steps=case.steps) if way in LEARNING else None
     choices: dict[str, Choice | None] = dict.fromkeys(case.kept)
     note, squares = "", None
     if match[2]:
@@ -68,6 +78,8 @@ def run(case: Case, method: str, draw: int) -> Made:
         note = words(mixed.plan)
         began += time.process_time() - started - spent  # once for all sizes, counted for each
     else:
+        if way == "grouped8":
+            choices |= {one.name: Choice("int8/asym", match[1]) for one in case.layers() if one.groups > 1}
         choices["*"] = Choice(match[3], match[1])
         if "fisher" in solvers.get(match[1]).needs:
             layers = [layer for layer in find(model).layers if layer.name not in case.kept]
@@ -88,12 +100,16 @@ def _tried(case: Case, solver: str, draw: int) -> tuple[Candidates, Scores, floa
     began = time.process_time()
     subject = _calibration(case, draw)
     layers = case.layers()
-    if solver == "both":
-        tried: Sequence[Choice] = (*ladder("lut-feedback")[:5], *(Choice(name, "gptq") for name in UNION))
+    tried: Sequence[Choice]
+    if solver in ("both", "best"):
+        integers = UNION if solver == "both" else RANGED
+        tried = (*ladder("lut-feedback")[:5], *(Choice(name, "gptq") for name in integers))
     else:
         tried = ladder(solver)
     found = candidates(case.model, layers, tried, [x for x, _ in subject.batches])
     scores = score("block-fisher", _few(subject), found)
+    if solver == "best":
+        scores = replace(scores, along=None)  # the sum of the layers' scores, without the terms between them
     return found, scores, time.process_time() - began
 
 

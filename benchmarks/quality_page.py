@@ -29,7 +29,10 @@ def section(rows: Rows, facts: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _sentence(known: Mapping[str, Any]) -> str:
     words = str(known["words"])
-    own = ", ".join(f"{name} {value:,.4g}" for name, value in known["original"].items())
+    own = ", ".join(
+        f"{name} {value:,.0f}" if value >= 1000 else f"{name} {value:.4g}"
+        for name, value in known["original"].items()
+    )
     return words[0].upper() + words[1:] + "." + (f" The model itself: {own}." if own else "")
 
 

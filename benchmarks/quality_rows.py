@@ -39,6 +39,8 @@ _UNIFORM = (
     "nearest@int4/g128/asym",
     "gptq@int4/g128/asym",
     "gptq@int4/g128/asym/mse2",
+    "gptq@int3/g128/asym/mse2",
+    "nearest@int4/g128/asym/mse2",
     "gptq@int3/g128/asym",
     "lut-feedback@table3",
     "squeezellm@table3",
@@ -67,6 +69,9 @@ _MIXED = (
     "mixed(both)@4.2",
     "mixed(both)@3.2",
     "mixed(both)@2.4",
+    "mixed(best)@4.2 tuned",
+    "mixed(best)@3.2 tuned",
+    "mixed(best)@2.4 tuned",
     "gptq@int4/g128/asym tuned",
     "gptq@int3/g128/asym tuned",
 )
@@ -109,6 +114,7 @@ _TEXT = (
 
 OURS: tuple[Row, ...] = (
     *(Row(case, method) for case in (*LINEAR[:2], *CONVOLUTIONS) for method in (*_MIXED, *_UNIFORM)),
+    Row("efficientnet-lite0", "gptq@int4/g128/asym grouped8"),
     *(Row("smollm2-135m", method) for method in _LARGE),
 )
 PEERS: tuple[Row, ...] = (

@@ -25,7 +25,13 @@ LIBRARY = f"libisoloss{SUFFIX}"
 RECORD = "build.json"
 
 COMPILERS = ("cc", "gcc", "clang")
-FLAGS = ["-std=c11", "-O3", "-Wno-psabi", "-fvisibility=hidden", *([] if sys.platform == "win32" else ["-fPIC"])]
+FLAGS = [
+    "-std=c11",
+    "-O3",
+    "-Wno-psabi",
+    "-fvisibility=hidden",
+    *([] if sys.platform == "win32" else ["-fPIC"]),
+]
 # One rounding per operation, so that all instruction sets and compilers give the same bits.
 ROUNDING = ["-ffp-contract=off", "-fno-fast-math"]
 KERNELS = ("kmeans", "columns")

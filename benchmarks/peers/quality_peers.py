@@ -91,7 +91,12 @@ def hqq(work: Work) -> None:
     for layer in work.layers:  # HQQLinear does the same, and takes no convolutions
         group = math.gcd(math.prod(layer.shape), work.group)
         found, meta = Quantizer.quantize(
-            layer.matrix(), nbits=work.width, group_size=group, axis=1, device="cpu", bitpack=False,
+            layer.matrix(),
+            nbits=work.width,
+            group_size=group,
+            axis=1,
+            device="cpu",
+            bitpack=False,
             compute_dtype=torch.float32,
         )
         groups = math.prod(layer.shape) // group
@@ -237,8 +242,13 @@ def nncf(work: Work) -> None:
 
     first = work.inputs[0]
     made = ov.convert_model(work.model.eval(), example_input=first)
-    data = [{k: v.numpy() for k, v in one.items()} if isinstance(one, dict) else one.numpy() for one in work.inputs]
-    asked = {name: True for name in ("gptq", "awq", "scale_estimation") if name.replace("_", "-") in work.words}
+    data = [
+        {k: v.numpy() for k, v in one.items()} if isinstance(one, dict) else one.numpy()
+        for one in work.inputs
+    ]
+    asked = {
+        name: True for name in ("gptq", "awq", "scale_estimation") if name.replace("_", "-") in work.words
+    }
     made = peer.compress_weights(
         made, mode=peer.CompressWeightsMode.INT4_ASYM, group_size=work.group, all_layers=True,
         dataset=peer.Dataset(data), subset_size=len(data), **asked,
@@ -247,7 +257,9 @@ def nncf(work: Work) -> None:
     for layer in work.layers:
         prefix = f"self.{layer.path}"
         product = next(
-            node for name, node in nodes.items() if name.startswith(f"{prefix}/fq_weights") and node.get_type_name() == "Multiply"
+            node
+            for name, node in nodes.items()
+            if name.startswith(f"{prefix}/fq_weights") and node.get_type_name() == "Multiply"
         )
         decoded = ov.Core().compile_model(ov.Model([product.output(0)], []), "CPU")({})[0]
         code = nodes[prefix].output(0).element_type.bitwidth

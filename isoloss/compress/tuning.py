@@ -68,8 +68,8 @@ class Tuning:
     """
 
     steps: int = 100
-    rate: float = 0.005
-    vectors: float = 0.002
+    rate: float = 0.003
+    vectors: float = 0.001
     held: float = 0.2
     checks: int = 4
     products: Products = "fp32"

@@ -39,7 +39,7 @@ class BitPlanes:
     @property
     def bits(self) -> int:
         """Per number."""
-        return self.words.shape[1]
+        return int(self.words.shape[1])
 
 
 def planes(codes: NDArray[np.integer], bits: int) -> BitPlanes:

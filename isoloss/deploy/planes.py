@@ -26,12 +26,12 @@ def to_bytes(codes: Tensor, bits: int) -> Tensor:
     """
     c = codes.to(torch.uint8)
     if bits == 3:
-        c = c.unbind(-2)
+        u = c.unbind(-2)
         return torch.stack(
             [
-                c[0] | c[1] << 3 | (c[6] & 3) << 6,
-                c[2] | c[3] << 3 | (c[7] & 3) << 6,
-                c[4] | c[5] << 3 | (c[6] >> 2) << 6 | (c[7] >> 2) << 7,
+                u[0] | u[1] << 3 | (u[6] & 3) << 6,
+                u[2] | u[3] << 3 | (u[7] & 3) << 6,
+                u[4] | u[5] << 3 | (u[6] >> 2) << 6 | (u[7] >> 2) << 7,
             ],
             dim=-2,
         )

@@ -75,7 +75,7 @@ class TableMatrix:
 
     @property
     def rows(self) -> int:
-        return self.codes.shape[0]
+        return len(self.codes)
 
     @cached_property
     def _held(self) -> tuple[int, ...]:
@@ -323,7 +323,7 @@ def _done(answer: int) -> None:
 
 
 def _rounded_fits(x: Rounded, runs: Runs, out: Floats, rows: int, first: int, last: int) -> int:
-    tokens = out.shape[0]
+    tokens = len(out)
     check("activations", x.codes, ((tokens, runs.width),), ("i1",))
     check("scale", x.scale, ((tokens, len(runs.count)),), ("f4",))
     check("sum", x.sum, ((tokens, len(runs.count)),), ("i4",))

@@ -187,7 +187,7 @@ def test_a_planted_proxy_is_recovered(planted):
     own = given()
     bits = np.random.default_rng(1).integers(2, 9, (60, 6)).astype(float)
     losses = plan_scores(planted.numbers(own), bits)
-    done = trial(own, bits, losses, bits.sum(1), Search(evaluations=300))
+    done = trial(own, bits, losses, bits.sum(1), Search(evaluations=800))
     assert done.found.rho == pytest.approx(1)
     assert done.judged.rho == pytest.approx(1)
     assert set(done.train) & set(done.test) == set()

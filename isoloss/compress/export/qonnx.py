@@ -227,12 +227,13 @@ class _Graph(nn.Module):
         bias = self._bias(name, layer, compressed, inputs)
         if path and is_product(layer):
             node = None if weight.node is None else _turned(weight.node)
-            owner, _, own = path.rpartition(".")
             product = _Product(_Weight(values.T, node), bias)
-            product._forward_pre_hooks = layer.module._forward_pre_hooks
             if key in self.rounding:
                 product.register_forward_pre_hook(_hook(self.rounding[key]), with_kwargs=True)
-            setattr(self.model.get_submodule(owner), own, product)
+            for parent in list(self.model.modules()):  # a module may stand at several places
+                for own, child in list(parent._modules.items()):
+                    if child is layer.module:
+                        setattr(parent, own, product)
             return
         shape = tuple(layer.tensor.shape)
         node = weight.node
