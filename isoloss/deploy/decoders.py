@@ -147,8 +147,8 @@ class OfHuggingFace:
 
     @property
     def vocabulary(self) -> int:
-        """Rows of the head."""
-        return int(self.model.get_output_embeddings().weight.shape[0])
+        """What its configuration says."""
+        return int(self.model.config.get_text_config().vocab_size)
 
     @property
     def context(self) -> int:

@@ -61,7 +61,9 @@ def pack(model: nn.Module, compressed: compress.Compressed, activations: Activat
             continue
         packed = pack_weight(one, activations)
         for (path, _), module in zip(uses, modules, strict=True):
-            _replace(model, path.rpartition(".")[0], _packed_module(packed, module, layer, activations))
+            new = _packed_module(packed, module, layer, activations)
+            _keep_hooks(module, new)  # those that round inputs, if the recipe says so
+            _replace(model, path.rpartition(".")[0], new)
     return model.eval()
 
 
@@ -100,6 +102,12 @@ def _packed_module(packed: Packed, module: nn.Module, layer: Layer, activations:
     if isinstance(module, CONVOLUTIONS):
         return PackedConv(packed, module, activations)
     return PackedLinear(packed, module.bias, activations)  # type: ignore[arg-type]
+
+
+def _keep_hooks(old: nn.Module, new: nn.Module) -> None:
+    for key, hook in old._forward_pre_hooks.items():
+        named = key in old._forward_pre_hooks_with_kwargs
+        new.register_forward_pre_hook(hook, with_kwargs=named)
 
 
 def _replace(model: nn.Module, path: str, new: nn.Module) -> None:

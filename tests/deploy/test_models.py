@@ -147,3 +147,18 @@ def test_no_gradient_passes():
     layer = PackedLinear.of(formats.get("int4").encode(seeded(4, 64)))
     assert not layer(torch.ones(1, 64, requires_grad=True)).requires_grad
     assert "levels, 4 x 64, 4 bits" in repr(layer)
+
+
+def test_inputs_that_the_recipe_rounds_are_rounded_before_packed_layers_too(tmp_path):
+    from isoloss.compress.activations import Activations
+
+    torch.manual_seed(0)
+    x = torch.randn(64, 32)
+    net = nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 8))
+    made = compress.compress(net, Choice("int8", "nearest"), [x], activations=Activations("int2", "static"))
+    compress.save(made, tmp_path / "small")
+    fresh = [nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 8)) for _ in range(2)]
+    with torch.no_grad():
+        stored = compress.load(tmp_path / "small", fresh[0])(x)
+        fast = deploy.load(tmp_path / "small", fresh[1], "int16")(x)
+    torch.testing.assert_close(fast, stored, rtol=1e-3, atol=1e-3)
