@@ -2,7 +2,8 @@
 
 ``gptq@int4/g128/asym``: a solver and a format for all layers. ``mixed(lut-feedback)@3.2``: what ``isoloss compress --bits``
 does, a format for each layer out of the solver's ladder. ``tuned`` behind it: scales and tables are then learned for the
-output of each block; ``learned``: roundings too; ``grouped8``: convolutions in groups have eight bits.
+output of each block; ``learned``: roundings too; ``taught``: at last they are learned for the output of the whole model;
+``grouped8``: convolutions in groups have eight bits.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from isoloss.compress.fisher import fisher
 from isoloss.compress.mixed import best, words
 from isoloss.compress.sensitivity import score
 from isoloss.compress.sensitivity.scores import Scores
+from isoloss.compress.tuning import Tuning
 from isoloss.measure.subject import Subject, examples_of
 
 SQUARED = 128  # examples for squared gradients and sensitivities
@@ -58,7 +60,7 @@ def run(case: Case, method: str, draw: int) -> Made:
         ValueError: words that name no method.
     """
     match = re.fullmatch(
-        r"(mixed\((\w[\w-]*)\)|[\w-]+(?:\([^()]*\))?)@(\S+)( tuned| learned| grouped8)?", method
+        r"(mixed\((\w[\w-]*)\)|[\w-]+(?:\([^()]*\))?)@(\S+)( tuned| learned| grouped8)?( taught)?", method
     )
     if match is None:
         raise ValueError(f"needed SOLVER@FORMAT or mixed(SOLVER)@BITS, got {method!r}")
@@ -84,8 +86,11 @@ def run(case: Case, method: str, draw: int) -> Made:
         if "fisher" in solvers.get(match[1]).needs:
             layers = [layer for layer in find(model).layers if layer.name not in case.kept]
             squares = fisher(_few(subject), layers)
-    blind = how is None and not match[2] and not solvers.get(match[1]).needs
-    made = compress(model, choices, None if blind else inputs, fisher=squares, blockwise=how)
+    blind = how is None and not match[5] and not match[2] and not solvers.get(match[1]).needs
+    taught = Tuning() if match[5] else None
+    made = compress(
+        model, choices, None if blind else inputs, fisher=squares, blockwise=how, tuning=taught, subject=subject
+    )
     return Made(model, made.bits_per_weight, time.process_time() - began, note)
 
 

@@ -108,7 +108,7 @@ def draw(rows: Rows, path: Path) -> None:
                 fmt=mark, color=colour, markersize=4.5, alpha=0.85, linewidth=1, label=label,
             )  # fmt: skip
             axis.plot(*_front(part, measure), color=colour, linewidth=1)
-        axis.set(title=name, xlim=(2.1, 4.7), yscale="log", xlabel="stored bits a weight", ylabel=measure)
+        axis.set(title=name, xlim=(2.0, 4.7), yscale="log", xlabel="stored bits a weight", ylabel=measure)
         axis.grid(alpha=0.25)
     for axis in axes.flat[len(names) :]:
         axis.set_axis_off()

@@ -115,6 +115,11 @@ _TEXT = (
 OURS: tuple[Row, ...] = (
     *(Row(case, method) for case in (*LINEAR[:2], *CONVOLUTIONS) for method in (*_MIXED, *_UNIFORM)),
     Row("efficientnet-lite0", "gptq@int4/g128/asym grouped8"),
+    *(
+        Row(case, method, 1)
+        for case in ("minilm", "resnet20")
+        for method in ("gptq@int3/g128/asym", "mixed(best)@3.2 tuned")
+    ),
     *(Row("smollm2-135m", method) for method in _LARGE),
 )
 PEERS: tuple[Row, ...] = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from isoloss.compress.candidates import Candidates
 from isoloss.compress.costs import Limit
@@ -74,7 +74,8 @@ def best(
     """The formats with the least sum of scores within a size; with the terms between layers, where they are known.
 
     With those terms the problem is no sum. It is solved as one again and again: each layer's score is what it adds to
-    the choice at hand, and a new choice is kept as long as it foretells less.
+    the choice at hand, and a new choice is kept as long as it foretells less. Terms are many and examples few: they are
+    used where a choice by one half of the examples foretells less on the other half with them than without.
 
     Args:
         candidates: layers, formats, sizes.
@@ -109,7 +110,9 @@ def best(
         raise too_small(candidates, found)
     plan = dict(found.chosen)
     if scores.along is not None:
-        plan = _with_terms(candidates, scores, plan, most, ties, others)
+        better = _with_terms(candidates, scores, plan, most, ties, others)
+        if better != plan and _holds(candidates, scores, most, ties, others):
+            plan = better
     return _mixed(candidates, scores, plan)
 
 
@@ -169,6 +172,35 @@ def _mixed(
         bits // 8 + candidates.plain_bytes,
         change,
     )
+
+
+def _holds(
+    candidates: Candidates,
+    scores: Scores,
+    most: Mapping[str, float],
+    ties: Sequence[Sequence[str]],
+    limits: Mapping[str, Limit],
+) -> bool:
+    """Whether the terms between layers pay on examples that they were not taken from: each half chooses, the other judges."""
+    assert scores.along is not None
+    gain = 0.0
+    for half in range(2):
+        own, other = (
+            {
+                name: {format: v[i::2] for format, v in formats.items()}
+                for name, formats in scores.along.items()
+            }
+            for i in (half, 1 - half)
+        )
+        table = {
+            name: {format: 0.5 * float(v.square().sum()) for format, v in formats.items()}
+            for name, formats in own.items()
+        }
+        plan = dict(allocate(_options(candidates, table, limits), most, ties).chosen)
+        chooses, judges = (replace(scores, table=table, along=one) for one in (own, other))
+        better = _with_terms(candidates, chooses, plan, most, ties, limits)
+        gain += judges.together(plan) - judges.together(better)
+    return gain > 0
 
 
 def _with_terms(
