@@ -89,7 +89,13 @@ def run(case: Case, method: str, draw: int) -> Made:
     blind = how is None and not match[5] and not match[2] and not solvers.get(match[1]).needs
     taught = Tuning() if match[5] else None
     made = compress(
-        model, choices, None if blind else inputs, fisher=squares, blockwise=how, tuning=taught, subject=subject
+        model,
+        choices,
+        None if blind else inputs,
+        fisher=squares,
+        blockwise=how,
+        tuning=taught,
+        subject=subject,
     )
     return Made(model, made.bits_per_weight, time.process_time() - began, note)
 
