@@ -72,6 +72,9 @@ _MIXED = (
     "mixed(best)@4.2 tuned",
     "mixed(best)@3.2 tuned",
     "mixed(best)@2.4 tuned",
+    "mixed(best)@4.2 tuned taught",
+    "mixed(best)@3.2 tuned taught",
+    "mixed(best)@2.2 tuned taught",
     "gptq@int4/g128/asym tuned",
     "gptq@int3/g128/asym tuned",
 )
