@@ -192,7 +192,7 @@ def test_a_planted_proxy_is_recovered(planted):
     assert done.judged.rho == pytest.approx(1)
     assert set(done.train) & set(done.test) == set()
     assert sorted(done.train + done.test) == list(range(60))
-    assert done.found.evaluations == done.random.evaluations == 300
+    assert done.found.evaluations == done.random.evaluations == 800
     assert done.judged.rho >= done.random_judged.rho - 1e-12
 
 

@@ -243,7 +243,8 @@ def test_every_solver_is_read_from_its_own_words(name):
     assert solver.needs <= {"second", "fisher", "counts"}
     weight, _, statistics = problem(6, 9, 11)
     statistics = Statistics("layer", 36, statistics.second, fisher=weight.square())
-    spec = "table2" if name in ("kmeans", "squeezellm", "lut-feedback") else "int3"
+    own = {"kmeans": "table2", "squeezellm": "table2", "lut-feedback": "table2", "lr2vq": "vq3-4"}
+    spec = own.get(name, "int3")
     one, two = (solver.solve(weight, formats.get(spec), statistics) for _ in range(2))
     assert torch.equal(one.decode(), two.decode())
     assert one.bits == formats.get(spec).size((6, 9))
