@@ -127,7 +127,8 @@ def test_operators_follow_their_fakes():
     torch.library.opcheck(torch.ops.isoloss.packed_rows, (torch.tensor([1, 3]), *given), test_utils=checks)
 
 
-@pytest.mark.filterwarnings("ignore:Using `torch.compile.module.` when there are global hooks")  # of other libraries
+# Another test's library may have left hooks of its own.
+@pytest.mark.filterwarnings("ignore:Using `torch.compile.module.` when there are global hooks")
 def test_export_and_compile_take_packed_layers():
     net = nn.Sequential(
         PackedLinear.of(formats.get("int4/g32").encode(seeded(40, 96)), torch.ones(40)), nn.ReLU()
