@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from isoloss.deploy.bench import Speed
     from isoloss.measure.latency import Median
-    from isoloss.measure.roofline import Roofline
 
 
 def bench(
@@ -72,7 +71,7 @@ def bench(
         "speeds": [_speed(one) for one in found],
     }
     if picture is not None:
-        _draw(found, machine, picture)
+        _draw(found, picture)
     with for_people(json):
         _print(document, style)
     if json is not None:
@@ -146,12 +145,12 @@ def _print(document: dict[str, Any], style: Any) -> None:
     say(f"{document['machine']}; load {number(max(before, after), 2)}")
 
 
-def _draw(found: list[Speed], machine: Roofline, picture: str) -> None:
+def _draw(found: list[Speed], picture: str) -> None:
     from isoloss.report.canvas import new_axes
     from isoloss.report.speeds import draw_speeds
 
     axes = new_axes()
-    draw_speeds(axes, found, machine)
+    draw_speeds(axes, found)
     figure = axes.get_figure()
     assert figure is not None
     figure.savefig(picture)  # type: ignore[union-attr]

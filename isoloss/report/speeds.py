@@ -8,35 +8,35 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isoloss.report.canvas import ACCENT, AMBER, BLUE, GREY, INK, SMALL, dress, name_ends
+from isoloss.report.canvas import ACCENT, AMBER, BLUE, GREY, INK, SMALL, counts, dress, name_ends
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from isoloss.deploy.bench import Speed
-    from isoloss.measure.roofline import Roofline
 
 Array = np.ndarray[Any, np.dtype[Any]]
 COLOURS = (BLUE, ACCENT, AMBER, INK)
 
 
-def draw_speeds(axes: Axes, speeds: Sequence[Speed], machine: Roofline) -> None:
+def draw_speeds(axes: Axes, speeds: Sequence[Speed]) -> None:
     """Tokens a second over the bytes that a token reads: a line for each number of threads, where bandwidth is all; a
     dot for each model, with its interval.
 
     Args:
         axes: to draw into.
         speeds: as timed.
-        machine: whose bandwidth was measured.
     """
-    counts = sorted({one.threads for one in speeds})
-    colour = {threads: COLOURS[i % len(COLOURS)] for i, threads in enumerate(counts)}
+    swept = sorted({one.threads for one in speeds})
+    colour = {threads: COLOURS[i % len(COLOURS)] for i, threads in enumerate(swept)}
     sizes = [one.bytes / 1e6 for one in speeds]
     across = np.array([min(sizes) / 1.6, max(sizes) * 1.6])
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    rates = [1 / end for one in speeds for end in (one.token.low, one.token.high)]
+    rates += [one.bandwidth / 1e6 / x for one in speeds for x in across if not math.isnan(one.bandwidth)]
+    counts(axes, "x", across)
+    counts(axes, "y", np.array([min(rates), max(rates)]))
     ends, names, colours = [], [], []
-    for threads in counts:
+    for threads in swept:
         bandwidth = next((one.bandwidth for one in speeds if one.threads == threads), math.nan)
         if math.isnan(bandwidth):
             continue
