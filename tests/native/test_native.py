@@ -174,20 +174,14 @@ def names(wheel: Path) -> set[str]:
         return {name.rpartition("/")[2] for name in file.namelist() if name.startswith("isoloss/native/")}
 
 
+MODULES = {"__init__.py", "build.json", "columns.py", "kmeans.py", "library.py", "products.py", "runs.py"}
+
+
 @needs_compiler
 def test_a_wheel_carries_the_library_for_all_pythons(wheels, tmp_path):
     wheel, _ = wheels("with", CC=COMPILER)
     assert re.fullmatch(r"isoloss-[\d.]+-py3-none-(?!any)\w+\.whl", wheel.name)
-    assert names(wheel) == {
-        "__init__.py",
-        "build.json",
-        "columns.py",
-        "kmeans.py",
-        "library.py",
-        "products.py",
-        "runs.py",
-        library.NAME,
-    }
+    assert names(wheel) == {*MODULES, library.NAME}
     with zipfile.ZipFile(wheel) as file:
         file.extractall(tmp_path)
     code = "from isoloss import native; print(native.status())"
@@ -202,15 +196,7 @@ def test_a_wheel_without_a_compiler_says_what_is_missing(wheels):
     wheel, said = wheels("without", CC="no-such-compiler")
     assert wheel.name.endswith("-py3-none-any.whl")
     assert "isoloss has no native code: no C compiler found (looked for no-such-compiler)" in said
-    assert names(wheel) == {
-        "__init__.py",
-        "build.json",
-        "columns.py",
-        "kmeans.py",
-        "library.py",
-        "products.py",
-        "runs.py",
-    }
+    assert names(wheel) == MODULES
     wheel, said = wheels("pure", ISOLOSS_BUILD="pure")
     assert wheel.name.endswith("-py3-none-any.whl")
     assert "ISOLOSS_BUILD=pure" in said
