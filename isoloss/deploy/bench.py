@@ -115,16 +115,17 @@ def pinned(threads: int) -> Iterator[None]:
     held: dict[int, set[int]] = {}
     try:
         if hasattr(os, "sched_getaffinity") and TASKS.is_dir():
-            some = set(sorted(os.sched_getaffinity(0))[:threads])
+            whole = os.sched_getaffinity(0)
+            some = set(sorted(whole)[:threads])
             for place in TASKS.iterdir():
                 with suppress(OSError):  # a thread that ended meanwhile
                     held[int(place.name)] = os.sched_getaffinity(int(place.name))
                     os.sched_setaffinity(int(place.name), some)
         yield
     finally:
-        for task, own in held.items():
-            with suppress(OSError):
-                os.sched_setaffinity(task, own)
+        for place in TASKS.iterdir() if held else ():
+            with suppress(OSError):  # those that began meanwhile got the few cores of the one that began them
+                os.sched_setaffinity(int(place.name), held.get(int(place.name), whole))
         torch.set_num_threads(before)
 
 

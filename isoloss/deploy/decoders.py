@@ -20,7 +20,7 @@ from isoloss.trainers.gpt_settings import VOCABULARY
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """What a model says to tokens that it read.
+    """What a model says to tokens that it read, on the CPU, where tokens are drawn.
 
     Attributes:
         logits: of the token after each, (tokens, vocabulary).
@@ -122,7 +122,7 @@ class _Session:
         _refuse(ids, self.length, self.context)
         with _heard(self.model.head) as seen:
             logits = self.model(ids[None].to(self.model.cos.device), self.cache)
-        return Read(logits[0].float(), seen[-1][0].float())
+        return Read(logits[0].float().cpu(), seen[-1][0].float().cpu())
 
     def rewind(self, length: int) -> None:
         self.cache.crop(length)
@@ -179,7 +179,7 @@ class _HuggingFaceSession:
             out = self.model(
                 input_ids=ids[None].to(self.model.device), past_key_values=self.cache, use_cache=True
             )
-        return Read(out.logits[0].float(), seen[-1].reshape(-1, seen[-1].shape[-1]).float())
+        return Read(out.logits[0].float().cpu(), seen[-1].flatten(0, -2).float().cpu())
 
     def rewind(self, length: int) -> None:
         if length < self.length:

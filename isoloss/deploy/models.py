@@ -91,7 +91,9 @@ def _module(model: nn.Module, path: str) -> nn.Module:
 
 
 def _can(module: nn.Module) -> bool:
-    linear = isinstance(module, (nn.Linear, nn.Embedding, *CONVOLUTIONS)) or type(module).__name__ == "Conv1D"
+    base = next((one for one in (nn.Linear, nn.Embedding, *CONVOLUTIONS) if isinstance(module, one)), None)
+    # One with a forward of its own does more than multiply or look up.
+    linear = type(module).__name__ == "Conv1D" if base is None else type(module).forward is base.forward
     renorms = isinstance(module, nn.Embedding) and module.max_norm is not None
     return linear and not renorms and type(module) is not nn.modules.linear.NonDynamicallyQuantizableLinear
 

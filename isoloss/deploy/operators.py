@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import cast
 
 import torch
@@ -11,9 +12,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from isoloss.deploy.packing import Activations, Packed, from_settings
 from isoloss.deploy.products import product
 
-_known: WeakTensorKeyDictionary = (
-    WeakTensorKeyDictionary()
-)  # first tensor -> (versions, settings, its packed weight)
+# First tensor -> (all tensors, their versions, settings, their packed weight), which must not keep that tensor alive.
+_known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def packed_of(tensors: list[Tensor], names: str, settings: str) -> Packed:
@@ -22,12 +22,15 @@ def packed_of(tensors: list[Tensor], names: str, settings: str) -> Packed:
     Raises:
         ValueError: they are not the tensors of such a weight.
     """
-    versions = [(id(one), one._version) for one in tensors]
+    versions = [0 if one.is_inference() else one._version for one in tensors]
     found = _known[tensors[0]] if tensors[0] in _known else None  # noqa: SIM401 - its get has no types
-    if found is not None and found[0] == versions and found[1] == settings:
-        return cast(Packed, found[2])
-    packed = from_settings(settings, dict(zip(names.split(), tensors, strict=True)))
-    _known[tensors[0]] = (versions, settings, packed)
+    if found is not None and found[1:3] == (versions, settings):
+        held = cast("list[weakref.ref[Tensor]]", found[0])
+        if len(held) == len(tensors) and all(a() is b for a, b in zip(held, tensors, strict=True)):
+            return cast(Packed, found[3])
+    aliases = (one.detach() for one in tensors)
+    packed = from_settings(settings, dict(zip(names.split(), aliases, strict=True)))
+    _known[tensors[0]] = ([weakref.ref(one) for one in tensors], versions, settings, packed)
     return packed
 
 

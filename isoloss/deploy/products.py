@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
@@ -90,8 +91,9 @@ def _native(
             sparse.add(given, summed, first, last, instructions)
 
     summed = np.empty((x.shape[0], packed.shape[0]), np.float32) if parts == 2 else out
-    shares = _shares(packed, torch.get_num_threads() if threads is None else threads)
-    others = [_pool().submit(run, *share) for share in shares[1:]]
+    threads_of = torch.get_num_threads() if threads is None else threads
+    shares = _shares(packed, threads_of)
+    others = [_pool(os.getpid(), threads_of).submit(run, *share) for share in shares[1:]]
     run(*shares[0])
     for other in others:
         other.result()
@@ -108,5 +110,6 @@ def _shares(packed: Packed, threads: int) -> list[tuple[int, int]]:
 
 
 @cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=max(1, torch.get_num_threads()), thread_name_prefix="isoloss")
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """One for each number of threads, and anew in a forked process, where those of its parent do not run."""
+    return ThreadPoolExecutor(max_workers=max(1, threads - 1), thread_name_prefix="isoloss")

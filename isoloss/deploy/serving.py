@@ -7,7 +7,7 @@ The logarithm of what was measured is modelled by a Gaussian process over the pl
 
 whose paths may bend sharply; the next trial is where the expected improvement over the best posterior mean is largest, and the
 last ones measure the leaders anew, so that luck does not win. Settings that fail (out of memory, out of time) are no zeros: they
-are kept out of the model, with their neighbours beyond.
+are kept out of the model.
 """
 
 from __future__ import annotations
@@ -203,8 +203,8 @@ class _Search:
         if self.waiting:
             self.try_at(self.waiting.pop())
             return
-        if self.first is None:
-            self.first = self._leader(self.leaders)
+        if self.first is None or self.first in self.failed:
+            self.first, self.fresh = self._leader(self.leaders), []
         value = self.try_at(self.first)
         if value is not None:
             self.fresh.append(value)
@@ -216,8 +216,10 @@ class _Search:
     def peak(self) -> Peak:
         if not self.y:
             raise NoAnswer("all settings that were tried failed", "smaller ones in the grid")
-        place = self._leader(self.leaders or list(self.free())) if self.first is None else self.first
-        values = self.fresh or [math.exp(y) for i, y in zip(self.at, self.y, strict=True) if i == place]
+        place, fresh = self.first, self.fresh
+        if place is None or place in self.failed:
+            place, fresh = self._leader(self.leaders or list(self.free())), []
+        values = fresh or [math.exp(y) for i, y in zip(self.at, self.y, strict=True) if i == place]
         se = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else math.nan
         settings = {
             name: own[i] for (name, own), i in zip(self.axes.items(), self.places[place], strict=True)

@@ -65,6 +65,10 @@ class TableMatrix:
             raise ValueError(
                 f"tables need 1 to {most} bits and up to {MOST_COLUMNS} columns, got {self.bits}"
             )
+        if self.runs.width != RUN * len(self.runs.count):  # the kernel reads whole runs
+            raise ValueError(
+                f"tables need the runs of table_runs, got {len(self.runs.count)} of {self.runs.width}"
+            )
         rows = self.rows
         check("codes", self.codes, ((rows, self.bits * self.runs.planes_bytes),), ("u1",))
         kinds = ("u1",) if self.step is not None else ("f2",)

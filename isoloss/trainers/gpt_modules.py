@@ -72,7 +72,9 @@ class Attention(nn.Module):
                 cache.extended(layer, k, v)
         else:
             k, v = cache.extended(layer, k, v)
-            seen = torch.ones(length, k.shape[2], dtype=torch.bool, device=x.device).tril(cache.length)
+            seen = None  # a single token sees all
+            if length > 1:
+                seen = torch.ones(length, k.shape[2], dtype=torch.bool, device=x.device).tril(cache.length)
             mixed = F.scaled_dot_product_attention(q, k, v, seen)
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, length, width))
         return out

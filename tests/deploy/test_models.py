@@ -164,3 +164,36 @@ def test_inputs_that_the_recipe_rounds_are_rounded_before_packed_layers_too(tmp_
         stored = compress.load(tmp_path / "small", fresh[0])(x)
         fast = deploy.load(tmp_path / "small", fresh[1], "int16")(x)
     torch.testing.assert_close(fast, stored, rtol=1e-3, atol=1e-3)
+
+
+def test_a_packed_layer_that_is_let_go_leaves_nothing_behind():
+    import gc
+
+    from isoloss.deploy.operators import _known
+
+    def used() -> None:
+        layer = PackedLinear.of(formats.get("int4/g32").encode(seeded(40, 96)), None)
+        with torch.inference_mode():
+            layer(seeded(1, 96))
+
+    used()
+    gc.collect()
+    before = len(_known)
+    for _ in range(3):
+        used()
+    gc.collect()
+    assert len(_known) <= before
+
+
+def test_a_layer_with_a_forward_of_its_own_keeps_it():
+    class Scaled(nn.Embedding):
+        def forward(self, index: torch.Tensor) -> torch.Tensor:
+            return 8 * super().forward(index)
+
+    net = nn.Sequential(Scaled(20, 32), nn.Linear(32, 4))
+    made = compress.compress(net, Choice("int8", "nearest"))
+    ids = torch.arange(20)
+    with torch.no_grad():
+        wanted = net(ids)
+        found = deploy.pack(net, made, "int16")(ids)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
