@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from isoloss.compress.blockwise import run
 from isoloss.compress.predictions import first, positions
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -102,9 +103,7 @@ def corrected(modules: Sequence[nn.Module], inputs: Any, how: Correction) -> Any
     moved = tree_unflatten(leaves, tree)
     for _ in range(how.steps):
         with torch.enable_grad(), _arriving(own) as seen:
-            out = modules[0](*moved[0], **moved[1])
-            for module in modules[1:]:
-                out = module(out)
+            run(modules, moved)
             loss = (x - start).square().sum() / (how.pull * positions(start))
             for norm, arrived in seen:
                 loss = loss + _away(norm, arrived)

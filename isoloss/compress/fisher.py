@@ -53,7 +53,9 @@ def fisher(
         stack.enter_context(torch.enable_grad())
         for parameter in subject.model.parameters():
             stack.callback(parameter.requires_grad_, parameter.requires_grad)
+            stack.callback(setattr, parameter, "grad", parameter.grad)  # the user's own, not to be added to
             parameter.requires_grad_(False)
+            parameter.grad = None
         for path, parameter in parameters.items():
             parameter.requires_grad_(True)
             hook = parameter.register_post_accumulate_grad_hook(_adding(sums[path], path))

@@ -120,7 +120,7 @@ def weight_scales(
             tried = []
             for share in _shares(grid):
                 decoded = Nearest(shrink=share).solve(weight, format, None).decode()
-                with _put(layer, decoded, weight):
+                with _put(layer, decoded):
                     tried.append(Tried(share, measure(), _lost(weight, decoded)))
             out[layer.name] = _scale(layer.name, tried)
     return out
@@ -214,12 +214,14 @@ def _lost(x: Tensor, rounded: Tensor) -> float:
 
 
 @contextmanager
-def _put(layer: Layer, decoded: Tensor, weight: Tensor) -> Iterator[None]:
+def _put(layer: Layer, decoded: Tensor) -> Iterator[None]:
+    kept = layer.tensor.detach().clone()
     try:
         layer.put(decoded)
         yield
     finally:
-        layer.put(weight)
+        with torch.no_grad():
+            layer.tensor.copy_(kept)
 
 
 @contextmanager

@@ -291,9 +291,10 @@ class _Work:
                 z = self._predict(i)
                 kept = self.predictions.rows(z, i)
                 own = z[..., 0].numel() if kept is None else int(kept.sum())
-                total += own * float(self.predictions.difference(self.original[i], z, i))
-                rows += own
-        return total / rows
+                if own:
+                    total += own * float(self.predictions.difference(self.original[i], z, i))
+                    rows += own
+        return total / max(rows, 1)
 
     def learn(
         self,
@@ -376,7 +377,9 @@ class _Work:
             takers.setdefault(id(vector.parameter), []).append(vector.take)
         for parameter in self.model.parameters():
             stack.callback(parameter.requires_grad_, parameter.requires_grad)
+            stack.callback(setattr, parameter, "grad", parameter.grad)  # the user's own, not to be added to
             parameter.requires_grad_(False)
+            parameter.grad = None
         for key, parameter in parameters.items():
             parameter.requires_grad_(True)
             listen: Any = parameter.register_post_accumulate_grad_hook

@@ -353,3 +353,38 @@ def test_what_cannot_be_is_said():
         net[0].parametrizations.weight.original[0, 0] = math.nan
     with pytest.raises(ValueError, match="became NaN"):
         training.finish()
+
+
+def test_a_layer_called_by_name_rounds_its_inputs():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.layer(input=x)
+
+    torch.manual_seed(0)
+    net, x = Named(), torch.randn(16, 8)
+    training = prepare(net, "int4", Aware(inputs="int4", ranges="token"))
+    with torch.no_grad():
+        found = net(x)
+    training.finish()
+    with torch.no_grad(), rounded_inputs(net, Activations("int4")):
+        assert torch.equal(net(x), found)
+
+
+def test_what_is_refused_changes_nothing_and_norms_train_again_afterwards():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    made = compress(copy.deepcopy(net), Choice("int2", "nearest"))
+    before = {name: own.clone() for name, own in net.state_dict().items()}
+    with pytest.raises(ValueError, match="calibration data"):
+        prepare(net, made, Aware(inputs="int8"))
+    assert all(torch.equal(own, before[name]) for name, own in net.state_dict().items())
+    net.train()
+    training = prepare(net, "int4", Aware(norms="frozen"))
+    net(torch.randn(4, 8))
+    assert not net[1].training
+    training.finish()
+    assert net[1].training

@@ -247,3 +247,20 @@ def test_calibration_in_bf16_gives_nearly_the_same_second_moments():
     assert errors[0] == pytest.approx(errors[1], rel=0.05)
     with pytest.raises(ValueError, match="fp32 or bf16"):
         compress(net(), Choice("int4", "gptq"), data, multiply="int8")
+
+
+def test_gradients_of_the_user_are_neither_added_to_nor_lost():
+    found = []
+    for left in (None, 3.0):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+        batches = [torch.randn(32, 16) for _ in range(6)]
+        if left is not None:
+            for parameter in net.parameters():
+                parameter.grad = torch.full_like(parameter, left)
+        made = compress(net, Choice("table2", "lut-feedback"), batches, tuning=Tuning(steps=10, rate=0.02))
+        found.append(made)
+        grads = [parameter.grad for parameter in net.parameters()]
+        assert all(grad is None if left is None else bool((grad == left).all()) for grad in grads)
+    one, other = found
+    assert all(torch.equal(one.encoded[n].decode(), other.encoded[n].decode()) for n in one.encoded)

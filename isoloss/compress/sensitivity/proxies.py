@@ -18,13 +18,13 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from isoloss.compress.candidates import Candidates
+from isoloss.compress.costs import multiplications
 from isoloss.compress.layers import Layer, find
 from isoloss.compress.replay import calibrating
 from isoloss.compress.sensitivity.hawq import MOST, TOLERANCE, whole_parameters
 from isoloss.compress.sensitivity.hawq_v2 import ACCURACY
 from isoloss.compress.sensitivity.hawq_v2 import MOST as PRODUCTS
 from isoloss.compress.sensitivity.scores import Scores
-from isoloss.compress.watch import Convolved, Watch
 from isoloss.measure.eigen import block_eigenvalues
 from isoloss.measure.measurement import timed
 from isoloss.measure.products import weights
@@ -43,7 +43,9 @@ def bparams(subject: Subject, candidates: Candidates, seed: int = 0) -> dict[str
 
 def bops(subject: Subject, candidates: Candidates, seed: int = 0) -> dict[str, float]:
     r""":math:`M_l b_a` with :math:`M_l` multiplications for an example and inputs of 8 bits: bit operations."""
-    return {name: count * INPUTS for name, count in multiplications(subject, candidates).items()}
+    batch = subject.batches[0]
+    counts = multiplications(subject.model, candidates.layers, batch[0])
+    return {name: count / max(1, examples_of(batch)) * INPUTS for name, count in counts.items()}
 
 
 def bsnip(subject: Subject, candidates: Candidates, seed: int = 0) -> dict[str, float]:
@@ -200,28 +202,6 @@ def virtual_gradients(subject: Subject, candidates: Candidates) -> dict[str, Ten
             torch.zeros(layer.shape) if one is None else _matrix(layer, (one / largest).float())
         )
     return made
-
-
-def multiplications(subject: Subject, candidates: Candidates) -> dict[str, float]:
-    """Layer -> multiplications of a forward pass for an example of the first batch; none of what is looked up."""
-    counts = dict.fromkeys((layer.name for layer in candidates.layers), 0.0)
-
-    def multiplied(layer: Layer, x: Tensor) -> None:
-        counts[layer.name] += x.numel() / x.shape[-1] * math.prod(layer.shape)
-
-    def convolved(layer: Layer, x: Tensor, how: Convolved) -> None:
-        kernel = layer.tensor.shape[2:]
-        sides = [
-            (size + 2 * how.padding[i] - how.dilation[i] * (kernel[i] - 1) - 1) // how.stride[i] + 1
-            for i, size in enumerate(x.shape[2:])
-        ]
-        counts[layer.name] += x.shape[0] * math.prod(sides) * math.prod(layer.shape)
-
-    batch = subject.batches[0]
-    watch = Watch(candidates.layers, multiplied, convolved, lambda layer, index: None)
-    with torch.no_grad(), calibrating(subject.model), watch:
-        call(subject.model, batch[0])
-    return {name: count / max(1, examples_of(batch)) for name, count in counts.items()}
 
 
 def _matrix(layer: Layer, whole: Tensor) -> Tensor:

@@ -102,10 +102,10 @@ class AdaRound(Solver):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_damping(self.damp)
-        if self.steps < 1 or self.rate <= 0 or self.push < 0 or not 0 <= self.warm < 1 or self.damp < 0:
+        if self.steps < 1 or self.rate <= 0 or self.push < 0 or not 0 <= self.warm < 1:
             raise ValueError(
-                "needed steps of at least 1, a rate above 0, a push and damping of at least 0 and a warm share of 0 to "
-                f"1, got {self.steps}, {self.rate}, {self.push}, {self.damp} and {self.warm}"
+                "needed steps of at least 1, a rate above 0, a push of at least 0 and a warm share of 0 to 1, got "
+                f"{self.steps}, {self.rate}, {self.push} and {self.warm}"
             )
         Refinement(self.rounds, self.sweeps, self.refit, self.tolerance)
 

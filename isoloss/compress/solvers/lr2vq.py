@@ -46,7 +46,7 @@ class Lr2vq(Solver):
     r"""Product quantisation in few dimensions: :math:`w_j \approx P c_{k(j)}`, P (length, d) and k centres of d numbers.
 
     P starts as the best d dimensions of the vectors (singular value decomposition), each in the scale that the mean
-    weight of its place gives it, and centres by k-means++. Then in turn: codes to the nearest, centres and P by least squares
+    weight of its place gives it, and centres from vectors drawn at random. Then in turn: codes to the nearest, centres and P by least squares
     of :math:`\sum_j (w_j - P c)^\top D_j (w_j - P c)`, :math:`D_j` the weights. No step raises the error; a
     centre without a vector moves to where most is lost. What is stored is the codebook :math:`P\,C` (format ``vqL-K``), so
     that the size does not depend on d; with d = length it is plain product quantisation.

@@ -191,8 +191,6 @@ def push_down(weight: Tensor, bins: int, divergence: float | None = None, most: 
 
     def tried(fraction: int) -> Word:
         word = Word(integer_bits(x, fraction), fraction)
-        if word.length < 1:
-            return Word(1 - fraction, fraction, math.inf)
         rounded = round_fixed(x, word.integer, fraction)
         return Word(word.integer, fraction, histogram_divergence(x, rounded, bins))
 

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.hooks import RemovableHandle
 
 from isoloss.compress import formats
-from isoloss.compress.activations import Activations, Range, numbers, ranges, samples
+from isoloss.compress.activations import Activations, Range, cannot, numbers, ranges, samples
 from isoloss.compress.compressed import Compressed, put
 from isoloss.compress.formats import Coded, Grid
 from isoloss.compress.layers import Layer, find
@@ -65,9 +65,11 @@ class _Frozen:
 
     def __init__(self) -> None:
         self.on = True
+        self.off: dict[int, nn.Module] = {}  # that were training
 
     def __call__(self, module: nn.Module, args: Any) -> None:
-        if self.on:
+        if self.on and module.training:
+            self.off[id(module)] = module
             module.training = False
 
 
@@ -141,6 +143,8 @@ class Training:
         remove(self.model, self._layers)
         for hook in self._hooks:
             hook.remove()
+        for norm in self._frozen.off.values():
+            norm.training = self.model.training
         for layer in self._layers:
             if layer.name in self.inputs:
                 delattr(layer.module, NAME)
@@ -199,6 +203,8 @@ def prepare(
     """
     began, settings = time.perf_counter(), settings or Aware()
     refuse_prepared(model)
+    if settings.inputs is not None and settings.ranges != "token" and not batches:
+        raise ValueError(f"{settings.ranges} ranges of inputs need calibration data, got none. Give batches")
     layers, grids = _layers_and_grids(model, start)
     static = _static(model, layers, settings, batches)
     rounders = {
@@ -211,7 +217,7 @@ def prepare(
     hooks: list[RemovableHandle] = []
     if settings.inputs is not None:
         for layer in layers:
-            why = _cannot(layer)
+            why = cannot(layer)
             if why is None and settings.ranges != "token" and layer.name not in static:
                 why = "no calibration data came to it"
             if why is not None:
@@ -220,7 +226,7 @@ def prepare(
             known = static.get(layer.name) if settings.ranges != "token" else None
             one = RoundedInput(settings.inputs, known, settings.ranges == "learned").to(layer.tensor.device)
             layer.module.add_module(NAME, one)
-            hooks.append(layer.module.register_forward_pre_hook(entering))
+            hooks.append(layer.module.register_forward_pre_hook(entering, with_kwargs=True))
             inputs[layer.name] = one
     frozen = _Frozen()
     if settings.norms == "frozen":
@@ -266,14 +272,4 @@ def _static(
 ) -> dict[str, Range]:
     if settings.inputs is None or settings.ranges == "token":
         return {}
-    if not batches:
-        raise ValueError(f"{settings.ranges} ranges of inputs need calibration data, got none. Give batches")
-    return ranges(samples(model, layers, batches), Activations(settings.inputs, "static"))
-
-
-def _cannot(layer: Layer) -> str | None:
-    if layer.kind == "embedding":
-        return "it looks up; where the same weight also multiplies, that is not rounded"
-    if layer.parameter != "weight" or layer.index is not None:
-        return f"{type(layer.module).__name__} multiplies by itself, not by a layer's own call"
-    return None
+    return ranges(samples(model, layers, batches or ()), Activations(settings.inputs, "static"))

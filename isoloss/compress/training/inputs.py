@@ -66,10 +66,12 @@ class RoundedInput(nn.Module):
         return _rounded(x.float(), low, high, self.kind).to(x.dtype)
 
 
-def entering(module: nn.Module, args: Any) -> Any:
+def entering(module: nn.Module, args: Any, keywords: Any) -> Any:
     """What a layer gets instead of its inputs; a hook before its forward pass."""
-    rounded = cast(RoundedInput, module.rounded_input)
-    return (rounded(args[0], isinstance(module, CONVOLUTIONS)), *args[1:])
+    rounded, whole = cast(RoundedInput, module.rounded_input), isinstance(module, CONVOLUTIONS)
+    if not args:  # linear(input=x)
+        return args, {**keywords, "input": rounded(keywords["input"], whole)}
+    return (rounded(args[0], whole), *args[1:]), keywords
 
 
 def _rounded(y: Tensor, low: Tensor, high: Tensor, kind: Integer | Float) -> Tensor:
