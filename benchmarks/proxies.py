@@ -3,7 +3,7 @@
     python -m benchmarks.proxies [--plans 80] [--splits 3] [--nets mlp,resnet20] [--out docs/proxies.md]
 
 Plans are drawn at random, every layer in a format of its own, and measured. Networks and data are those of
-``benchmarks.hawq``. About two minutes of one core.
+``benchmarks.hawq``. Under a minute of one core.
 """
 
 from __future__ import annotations

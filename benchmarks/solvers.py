@@ -29,11 +29,10 @@ from isoloss.compress import Choice, compress, settings
 from isoloss.compress.tuning import Tuning
 
 ROWS = (
-    "gptq@int3/g128/asym",
-    "lut-feedback@table3",
     "lut-feedback@table3+0.2%",
+    "lut-feedback@table3",
+    "gptq@int3/g128/asym",
     "lut-feedback@table3/int8+0.2%",
-    "lut-feedback@table3/int8+0.2%@48",
 )
 CALIBRATION, JUDGED, LENGTH = 16, 6, 512  # windows, windows, tokens of each
 FIRST_CHOSEN = 100  # window of the validation part: behind all that rows are calibrated on

@@ -158,8 +158,9 @@ def compress(
     Sizes are those on disk. What is left as it is comes with its reason in the recipe.
     """
     style = style_of(md, latex)
-    if json is not None:
-        check_writable(json)
+    for place in (json, frontier):
+        if place is not None:
+            check_writable(place)
     if within not in ("block", "layer") or unreached not in ("refuse", "nearest"):
         raise ValueError(
             "needed --within block or layer, and --unreached refuse or nearest, "
@@ -175,12 +176,18 @@ def compress(
         ways = compress_ways.asked(rotate, blockwise, activations, tune)
         compress_ways.refuse_early(solver, format, calib, out, sensitivity)
         limits = _Limits(bits, None if bytes is None else parse_bytes(bytes), max_loss_increase)
+        only_measured = claims or (frontier is not None and limits == _Limits(None, None, None))
+        if only_measured and (dry_run or eval is not None):
+            raise ValueError(
+                f"{'--claims' if claims else '--frontier without a limit'} measures and compresses nothing. Leave out "
+                f"{'--dry-run' if dry_run else '--eval'}"
+            )
         metric = None if eval is None else function(eval)
         tell("loading the model", 0, 0)
         made = prepare(model, calib, Wanted(None, batch, batches, length, seed))
         job = compress_ways.job(made, ways, solver, seed, tell)
         only = None
-        if claims or (frontier is not None and limits == _Limits(None, None, None)):
+        if only_measured:
             only = compress_measured.measured(
                 job, claims, format, keep or [], sensitivity, frontier, unreached, out, tell
             )
@@ -290,6 +297,7 @@ def _wanted(
     from isoloss.compress.layers import find
     from isoloss.compress.recipe import Choice, chosen
     from isoloss.compress.uniform import uniform
+    from isoloss.compress.variants import choices
 
     made, solver = job.made, job.solver
     model = made.loaded.subject.model
@@ -297,13 +305,19 @@ def _wanted(
     left: dict[str, Choice | None] = dict.fromkeys(keep)
     selected = chosen(every, {**left, "*": Choice("int8", "nearest")})
     wanted = [layer for layer in every if selected[layer.name] is not None]
-    named = () if format is None else tuple(Choice(one.strip(), solver) for one in format.split(","))
+    named = () if format is None else tuple(choices(format, solver))
+    own = next((one for one in named if one.solver != solver), None)
+    if own is not None:
+        raise ValueError(
+            f"{own.format}@{own.solver}: formats with solvers of their own are measured by --frontier without a limit. To "
+            "compress, name one by --solver"
+        )
     asked = any(limit is not None for limit in (limits.bits, limits.bytes, limits.rise))
     if not asked and not named:
         raise ValueError("needed --bits, --bytes or --format, or --max-loss-increase, got none")
     mixing = [name for name, on in (("--sensitivity", sensitivity), ("--frontier", frontier)) if on]
     mixing += ["--max-loss-increase"] if limits.rise is not None else []
-    if len(named) == 1 or (made.batches is None and not mixing):
+    if len(named) == 1 or (made.batches is None and not mixing and not named):
         if mixing:
             raise ValueError(f"{mixing[0]} chooses between formats, and one was named. Name several, or none")
         one = uniform(model, wanted, solver, limits.bits, limits.bytes, format)

@@ -260,7 +260,7 @@ def _print_claims(job: Job, found: Claims, probed: Probed, style: Style) -> None
         )
     for width, own in probed.features.items():
         say(
-            f"features above 6 in a quarter of the layers of {width} inputs: {', '.join(map(str, own))}",
+            f"features above 6 in a quarter of the layers of {width} inputs: {_some(own)}",
             style,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -108,7 +109,11 @@ def worth(
         if report is not None:
             from isoloss.report.about_worth import write_worth
 
-            say(str(write_worth(found, report, _command(path, law, tokens, against))), style)
+            given: dict[str, object] = {
+                "law": law, "tokens": tokens, "against": None if against == "16" else against, "at": at, "group": group,
+                "columns": columns, "where": where, "format": format, "coverage": coverage, "seed": seed or None,
+            }  # fmt: skip
+            say(str(write_worth(found, report, _command(path, given, hold or []))), style)
     if json is not None:
         write_json(json, found.to_json())
     return 0
@@ -124,12 +129,14 @@ def _bits(text: str) -> tuple[float, ...]:
     return found
 
 
-def _command(path: str, law: str | None, tokens: str | None, against: str) -> str:
-    words = [f"isoloss worth {path}"]
-    words += [f"--law {law}"] if law else []
-    words += [f"--tokens {tokens}"] if tokens else []
-    words += [f"--against {against}"] if law and against != "16" else []
-    return " ".join([*words, "--report PAGE"])
+def _command(path: str, given: dict[str, object], hold: list[str]) -> str:
+    """What writes the page again."""
+    words = ["isoloss", "worth", path]
+    for name, value in given.items():
+        words += [] if value is None else [f"--{name}", str(value)]
+    for one in hold:
+        words += ["--hold", one]
+    return shlex.join([*words, "--report", "PAGE"])
 
 
 def _print(found: Worth, model: Rated, style: Style) -> None:

@@ -358,7 +358,8 @@ def _reach(asked: _Question, x: float, d: float) -> float:
         point["tokens"] = math.exp(d)
     if "tokens_unique" in asked.surface.law.axes:
         point["tokens_unique"] = math.exp(d)
-    return float(np.max(fit.predict(of="mean", **point).reach))
+    inputs = {name: np.atleast_1d(value) for name, value in fit.law.inputs(point).items()}
+    return float(np.max(fit.reach(inputs)))
 
 
 def _step(

@@ -305,6 +305,9 @@ def test_the_command_line_measures_appends_and_rates(run, tmp_path):
     ("words", "code", "said"),
     [
         ("compress nets.py:make --frontier f.csv --out small", 2, "compresses nothing"),
+        ("compress nets.py:make --frontier f.csv --dry-run", 2, "Leave out --dry-run"),
+        ("compress nets.py:make --claims --eval nets.py:make", 2, "Leave out --eval"),
+        ("compress nets.py:make --frontier nowhere/f.csv", 2, "nowhere"),
         ("compress nets.py:make --claims --format int4", 2, "Leave --format out"),
         ("compress nets.py:bare --claims", 2, "measures a loss"),
         ("compress nets.py:bare --frontier f.csv", 2, "measures a loss"),

@@ -181,6 +181,9 @@ def test_a_fit_brings_its_draws_and_its_reach(tmp_path):
     assert row.smaller[0].reach == 1  # a quarter of the parameters lies within the rows
     [large] = worth(from_rows(rows(((8.0, 0.0005, 0.0004),))), fit, tokens=D).models[0].rows[:1]
     assert large.smaller[0].reach == pytest.approx(5e8 / 4e8)
+    bare = isoloss.fit("hoffmann", {"params": n, "tokens": d, "loss": loss}, draws=0, sensitivity=False)
+    [without] = worth(from_rows(rows(((8.0, 0.0005, 0.0004),))), bare, tokens=D).models[0].rows[:1]
+    assert without.smaller[0].reach == large.smaller[0].reach
 
 
 def test_a_law_of_the_size_alone_and_one_that_reads_bits():
