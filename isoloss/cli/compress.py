@@ -91,7 +91,12 @@ def compress(
         str | None,
         typer.Option(help="file.py:score, a function of the model that gives a number: before and after."),
     ] = None,
-    solver: Annotated[str, typer.Option(help="nearest, gptq, lut-feedback and others.")] = "gptq",
+    solver: Annotated[
+        str | None,
+        typer.Option(
+            help="nearest, gptq, lut-feedback and others. If not given, gptq for integers and lut-feedback for tables."
+        ),
+    ] = None,
     rotate: Annotated[
         str | None,
         typer.Option(
@@ -266,6 +271,16 @@ class _Limits:
     bytes: float | None
     rise: float | None
 
+    def __post_init__(self) -> None:
+        """Refuse what no model keeps, before one is loaded."""
+        for option, own in (
+            ("--bits", self.bits),
+            ("--bytes", self.bytes),
+            ("--max-loss-increase", self.rise),
+        ):
+            if own is not None and not own > 0:
+                raise ValueError(f"needed {option} above 0, got {own:g}")
+
 
 @dataclass(frozen=True)
 class _Wanted:
@@ -273,16 +288,15 @@ class _Wanted:
 
     layers: list[Layer]
     left: dict[str, Choice | None]
-    one: str | None
+    one: Choice | None
     several: tuple[Choice, ...]
     method: str
 
-    def uniform(self, solver: str) -> tuple[dict[str, Choice | None], dict[str, Any]]:
+    def uniform(self) -> tuple[dict[str, Choice | None], dict[str, Any]]:
         """Choices, and what is said of them."""
-        from isoloss.compress.recipe import Choice
-
         assert self.one is not None
-        return {**self.left, "*": Choice(self.one, solver)}, {"format": self.one, **compress_mixed.NOTHING}
+        said = {"format": self.one.format, "solver": self.one.solver, **compress_mixed.NOTHING}
+        return {**self.left, "*": self.one}, said
 
 
 def _wanted(
@@ -294,24 +308,14 @@ def _wanted(
     frontier: str | None,
 ) -> _Wanted:
     from isoloss.compress.candidates import ladder
-    from isoloss.compress.layers import find
-    from isoloss.compress.recipe import Choice, chosen
+    from isoloss.compress.recipe import Choice
     from isoloss.compress.uniform import uniform
     from isoloss.compress.variants import choices
 
     made, solver = job.made, job.solver
-    model = made.loaded.subject.model
-    every = find(model).layers
     left: dict[str, Choice | None] = dict.fromkeys(keep)
-    selected = chosen(every, {**left, "*": Choice("int8", "nearest")})
-    wanted = [layer for layer in every if selected[layer.name] is not None]
+    wanted = job.layers(keep)
     named = () if format is None else tuple(choices(format, solver))
-    own = next((one for one in named if one.solver != solver), None)
-    if own is not None:
-        raise ValueError(
-            f"{own.format}@{own.solver}: formats with solvers of their own are measured by --frontier without a limit. To "
-            "compress, name one by --solver"
-        )
     asked = any(limit is not None for limit in (limits.bits, limits.bytes, limits.rise))
     if not asked and not named:
         raise ValueError("needed --bits, --bytes or --format, or --max-loss-increase, got none")
@@ -320,8 +324,16 @@ def _wanted(
     if len(named) == 1 or (made.batches is None and not mixing and not named):
         if mixing:
             raise ValueError(f"{mixing[0]} chooses between formats, and one was named. Name several, or none")
-        one = uniform(model, wanted, solver, limits.bits, limits.bytes, format)
-        return _Wanted(wanted, left, one, (), "")
+        by = named[0].solver if named else solver or compress_ways.ALONE
+        one = uniform(
+            made.loaded.subject.model,
+            wanted,
+            by,
+            limits.bits,
+            limits.bytes,
+            named[0].format if named else None,
+        )
+        return _Wanted(wanted, left, Choice(one, by), (), "")
     if not asked:
         raise ValueError("several formats need a limit. Give --bits, --bytes or --max-loss-increase")
     method = compress_mixed.usual(made, sensitivity)
@@ -335,7 +347,7 @@ def _chooser(
 ) -> Chooser:
     """What gives a choice for each layer, and what is to be said of it, for a rise of the loss; all else is made once."""
     if wanted.one is not None:
-        return lambda rise: wanted.uniform(job.solver)
+        return lambda rise: wanted.uniform()
     made, method = job.made, wanted.method
     found = compress_mixed.tried(job, wanted.layers, wanted.several, unreached, tell)
     scores, rows = compress_mixed.scored(made, found, method, job.seed, tell)
@@ -345,7 +357,8 @@ def _chooser(
     def choose(rise: float | None) -> tuple[dict[str, Choice | None], dict[str, Any]]:
         wish = limits.rise if rise is None else rise
         mixed = compress_mixed.chosen(made, found, scores, limits.bits, limits.bytes, wish, tell)
-        return {**wanted.left, **found.choices(mixed.plan)}, compress_mixed.facts(mixed, scores, rows)
+        choices = found.choices(mixed.plan)
+        return {**wanted.left, **choices}, compress_mixed.facts(mixed, choices, scores, rows)
 
     return choose
 
@@ -354,7 +367,6 @@ def _document(job: compress_ways.Job, facts: dict[str, Any]) -> dict[str, Any]:
     return {
         "schema": "isoloss/compress/1",
         "model": job.made.loaded.subject.name,
-        "solver": job.solver,
         "original_bytes": job.original_bytes,
         **job.ways.facts(),
         **facts,
@@ -368,7 +380,7 @@ def _foreseen(
 
     if wanted.one is not None:
         tell("trying", 0, 0)
-        choices, facts = wanted.uniform(job.solver)
+        choices, facts = wanted.uniform()
         model = job.made.loaded.subject.model
         found = forecast(model, choices, job.made.batches, blockwise=job.ways.blockwise)
         return _document(job, facts) | _forecast(found) | {"least_bytes": None, "most_bytes": None}
@@ -376,7 +388,7 @@ def _foreseen(
         job, wanted.layers, wanted.several, wanted.left, wanted.method, (limits.bits, limits.bytes),
         limits.rise is not None, frontier is not None, tell,
     )  # fmt: skip
-    facts = compress_mixed.facts_foreseen(mixed, wanted.method)
+    facts = compress_mixed.facts_foreseen(mixed, wanted.several, wanted.method)
     ends = {"seconds": mixed.seconds, "least_bytes": mixed.least, "most_bytes": mixed.most}
     return _document(job, facts) | _forecast(mixed.forecast) | ends
 
@@ -482,9 +494,13 @@ def _squares(job: compress_ways.Job, choices: dict[str, Choice | None]) -> dict[
     every = find(job.made.loaded.subject.model).layers
     own = chosen(every, choices)
     needing = [
-        layer for layer in every if (one := own[layer.name]) is not None and "fisher" in get(one.solver).needs
+        (layer, one.solver)
+        for layer in every
+        if (one := own[layer.name]) is not None and "fisher" in get(one.solver).needs
     ]
-    return job.squares.of(needing, job.solver) if needing else None
+    if not needing:
+        return None
+    return job.squares.of([layer for layer, _ in needing], needing[0][1])
 
 
 def _loss(made: Prepared) -> float | None:

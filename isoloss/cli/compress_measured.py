@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from isoloss.cli import compress_mixed
+from isoloss.cli import compress_mixed, compress_ways
 from isoloss.cli.show import Style, Table, number, plural, say, show
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def measured(
     if job.made.loaded.costs_only or job.made.batches is None:
         why = job.made.loaded.costs_only or "no calibration data were given"
         raise ValueError(f"{option} measures a loss, and {why}")
-    layers = _wanted(job, keep)
+    layers = job.layers(keep)
     if not claims:
         assert frontier is not None
         return _variants(job, layers, format, sensitivity, frontier, unreached, tell)
@@ -73,15 +73,6 @@ def measured(
         if given is not None:
             raise ValueError(f"--claims has formats and methods of its own. Leave {name} out")
     return _claims(job, layers, unreached, tell)
-
-
-def _wanted(job: Job, keep: list[str]) -> list[Layer]:
-    from isoloss.compress.layers import find
-    from isoloss.compress.recipe import Choice, chosen
-
-    every = find(job.made.loaded.subject.model).layers
-    selected = chosen(every, {**dict.fromkeys(keep), "*": Choice("int8", "nearest")})
-    return [layer for layer in every if selected[layer.name] is not None]
 
 
 def _variants(
@@ -171,15 +162,17 @@ def _with_error(value: float, se: float | None) -> str:
 
 
 def _claims(job: Job, layers: list[Layer], unreached: str, tell: Tell) -> Found:
+    from isoloss.compress.activations import samples
     from isoloss.compress.claims import probe, settle
 
     loaded = job.made.loaded
     assert job.made.batches is not None
+    taken = samples(loaded.subject.model, layers, job.made.batches, job.seed)
     found = settle(
-        loaded.subject, layers, job.made.batches, job.solver, curvature=loaded.flat or "", unreached=unreached,
-        seed=job.seed, progress=tell,
+        loaded.subject, layers, job.made.batches, job.solver or compress_ways.ALONE, curvature=loaded.flat or "", unreached=unreached,
+        seed=job.seed, taken=taken, progress=tell,
     )  # fmt: skip
-    probed = probe(loaded.subject.model, layers, job.made.batches, job.seed, tell)
+    probed = probe(loaded.subject.model, layers, job.made.batches, job.seed, taken, tell)
     return Found(_document(job, found, probed), lambda style: _print_claims(job, found, probed, style))
 
 

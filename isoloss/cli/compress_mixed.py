@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from isoloss.cli.show import Style, Table, number, show
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from isoloss.cli.compress_ways import Job
     from isoloss.compress.calibration import Prepared
@@ -113,11 +113,15 @@ def foreseen(
     )
 
 
-def facts_foreseen(found: MixedForecast, method: str) -> dict[str, Any]:
+def facts_foreseen(found: MixedForecast, several: Sequence[Choice], method: str) -> dict[str, Any]:
     """Of what is foreseen, for the document."""
     from isoloss.compress.mixed import words
 
-    return {**NOTHING, "format": words(found.plan), "sensitivity": USUAL if method == ALL else method}
+    used = set(found.plan.values())
+    solver = _solvers(one for one in several if one.format in used)
+
+    method = USUAL if method == ALL else method
+    return {**NOTHING, "format": words(found.plan), "solver": solver, "sensitivity": method}
 
 
 def scored(
@@ -184,12 +188,19 @@ def chosen(
     return mixed
 
 
-def facts(mixed: Mixed, scores: Scores, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _solvers(choices: Iterable[Choice | None]) -> str:
+    return ", ".join(sorted({one.solver for one in choices if one is not None}))
+
+
+def facts(
+    mixed: Mixed, choices: Mapping[str, Choice | None], scores: Scores, rows: list[dict[str, Any]]
+) -> dict[str, Any]:
     """Of the choice, for the document."""
     from isoloss.compress.mixed import words
 
     return {
         "format": words(mixed.plan),
+        "solver": _solvers(choices.values()),
         "sensitivity": scores.method,
         "foretold": mixed.together if scores.unit else None,
         "measured": None if mixed.change is None else mixed.change.rise,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from isoloss.measure.subject import Subject
 
 OURS = ("recipe.json", "compressed.safetensors", "stages")
+ALONE = "gptq"  # solver of one format for all, where neither is named
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def asked(
 
 
 def refuse_early(
-    solver: str, formats: str | None, calib: str | None, out: str | None, sensitivity: str | None
+    solver: str | None, formats: str | None, calib: str | None, out: str | None, sensitivity: str | None
 ) -> None:
     """What is wrong whatever the model is: said before it is loaded.
 
@@ -92,7 +93,8 @@ def refuse_early(
     from isoloss.compress.sensitivity import get as method
     from isoloss.compress.variants import choices
 
-    solvers.get(solver)
+    if solver is not None:
+        solvers.get(solver)
     if formats is not None:
         choices(formats, solver)
     if sensitivity not in (None, "all"):
@@ -192,13 +194,28 @@ class Job:
     made: Prepared
     ways: Ways
     rotated: Rotated | None
-    solver: str
+    solver: str | None
     seed: int
     original_bytes: int
     squares: Squares
 
+    def layers(self, keep: Sequence[str]) -> list[Layer]:
+        """What is to be encoded: all layers but those to keep, by name or pattern.
 
-def job(made: Prepared, ways: Ways, solver: str, seed: int, tell: Callable[[str, int, int], None]) -> Job:
+        Raises:
+            ValueError: no layer is named so.
+        """
+        from isoloss.compress.layers import find
+        from isoloss.compress.recipe import Choice, chosen
+
+        every = find(self.made.loaded.subject.model).layers
+        selected = chosen(every, {**dict.fromkeys(keep), "*": Choice("int8", "nearest")})
+        return [layer for layer in every if selected[layer.name] is not None]
+
+
+def job(
+    made: Prepared, ways: Ways, solver: str | None, seed: int, tell: Callable[[str, int, int], None]
+) -> Job:
     """The model ready to be compressed: rotated, where that was asked for."""
     from isoloss.measure.storages import bytes_of
 

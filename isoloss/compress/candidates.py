@@ -23,7 +23,7 @@ from isoloss.compress.layers import Layer
 from isoloss.compress.recipe import Choice
 from isoloss.compress.replay import calibrating
 from isoloss.compress.statistics import Collector, Statistics, refuse_unreached
-from isoloss.compress.uniform import OF_TABLES
+from isoloss.compress.uniform import OF_TABLES, usual
 from isoloss.measure.subject import call
 
 NUMBERS = 1 << 27  # of second moments at a time
@@ -121,13 +121,22 @@ class Candidates:
                 layer.tensor.copy_(before[layer.name])
 
 
-def ladder(solver: str) -> tuple[Choice, ...]:
-    """The formats that are tried for a solver where none are named: from two bits to what costs hardly any loss.
+def ladder(solver: str | None = None) -> tuple[Choice, ...]:
+    """The formats that are tried where none are named: from two bits to what costs hardly any loss.
+
+    Args:
+        solver: of all of them; tables by ``lut-feedback`` beside integers by ``gptq`` if none is named. A table costs less
+            loss where rows are long, groups of integers fewer bits where they are short.
 
     Example:
+        >>> sorted({choice.solver for choice in ladder()})
+        ['gptq', 'lut-feedback']
         >>> [choice.format for choice in ladder("lut-feedback")]
         ['table2', 'table3', 'table4', 'table5', 'table6', 'int8/asym']
     """
+    if solver is None:
+        tables = tuple(Choice(name, usual(name)) for name in TABLES[:-1])
+        return tables + tuple(Choice(name, usual(name)) for name in INTEGERS)
     if solver.partition("(")[0] in OF_TABLES:
         return (*(Choice(name, solver) for name in TABLES), Choice("int8/asym", "nearest"))
     return tuple(Choice(name, solver) for name in INTEGERS)

@@ -30,7 +30,7 @@ from isoloss.planning.allocate import Option, allocate
 
 ROWS = 8  # of a weight that are rounded to see how much a format costs
 WHICH = "which layer gets which format is found from the inputs; here it was chosen by some rows of each weight alone"
-OPEN = "how small the loss lets it be is not known before it is measured: the size is that of every layer in its largest format"
+OPEN = "how small the loss lets it be is not known before it is measured: the size is that of every layer in the format that changes it least"
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ def forecast_mixed(
         left: what else is asked for by name: None for layers that are kept.
         batches: calibration inputs; None: none.
         bits: most stored bits for each weight of these layers.
-        size: most bytes of all tensors. With neither limit the largest formats are foreseen.
+        size: most bytes of all tensors. With neither limit the formats are foreseen that change the weights least.
         gradients: how many the sensitivity and the solvers take of every example.
         measured: how many times the loss is measured on all batches.
         blockwise: how blocks are learned afterwards; None: not.
@@ -102,13 +102,10 @@ def forecast_mixed(
     stored = {layer.name: _sizes(layer, choices) for layer in layers}
     plain, _ = plain_tensors(model, {layer.name: layer for layer in layers})
     rest, weights = bytes_of(plain.values()), sum(math.prod(layer.shape) for layer in layers)
-    if bits is None and size is None:
-        plan, notes = {name: max(own, key=lambda f: own[f]) for name, own in stored.items()}, (OPEN,)
-    else:
-        limit = min(
-            math.inf if bits is None else bits * weights, math.inf if size is None else 8 * (size - rest)
-        )
-        plan, notes = _plan(layers, choices, stored, limit, weights, rest, progress), (WHICH,)
+    limit = math.inf if bits is None else bits * weights
+    limit = limit if size is None else min(limit, 8 * (size - rest))
+    plan = _plan(layers, choices, stored, limit, weights, rest, progress)
+    notes = (OPEN if limit == math.inf else WHICH,)
     of_format = {choice.format: choice for choice in choices}
     own = {**left, **{name: of_format[format] for name, format in plan.items()}}
     trials = Trials()
@@ -151,7 +148,8 @@ def _plan(
             value = float(lost.square().mean()) / max(float(some.square().mean()), 1e-300)
             bits = stored[layer.name][choice.format]
             options.append(Option(layer.name, choice.format, value * matrix.numel(), {"bits": float(bits)}))
-    found = allocate(options, {"bits": max(limit, 0.0)})
+    most = sum(max(own.values()) for own in stored.values())  # as good as no limit
+    found = allocate(options, {"bits": min(max(limit, 0.0), float(most))})
     if not found.feasible:
         least = found.least["bits"]
         raise NoAnswer(

@@ -305,8 +305,8 @@ def within(
 
 
 def _most(subject: Subject, candidates: Candidates, scores: Scores, rise: float, least: float) -> Mixed:
-    """Every layer in its largest format, if that keeps the limit."""
-    plan = {name: max(own, key=lambda f: own[f].encoded.bits) for name, own in candidates.of.items()}
+    """Every layer in the format that changes its weight least, if that keeps the limit."""
+    plan = {name: min(own, key=lambda f: own[f].distance) for name, own in candidates.of.items()}
     change = changes(subject, candidates, [plan])[0]
     if change.rise > rise:
         least = min(least, change.rise)

@@ -18,6 +18,18 @@ TABLES = tuple(f"table{bits}" for bits in (1, 2, 3, 4, 5, 6))
 OF_TABLES = ("lut-feedback", "squeezellm", "kmeans")  # solvers that fill tables
 
 
+def usual(format: str) -> str:
+    """The solver that a format is taken with where none is named: tables are fitted, codes of a grid are rounded.
+
+    Example:
+        >>> usual("table3+0.2%"), usual("int4/g128/asym")
+        ('lut-feedback', 'gptq')
+    """
+    found = formats.get(format)
+    dense = found.dense if isinstance(found, formats.WithOutliers) else found
+    return "lut-feedback" if isinstance(dense, formats.Table) else "gptq"
+
+
 def sizes(model: nn.Module, layers: Sequence[Layer], format: str) -> tuple[int, int]:
     """Bits of these layers in a format, and bytes of all else, before anything is encoded.
 

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten
 from isoloss.compress.candidates import Candidates
 from isoloss.compress.paired import paired
 from isoloss.compress.recipe import Choice
+from isoloss.compress.uniform import usual
 from isoloss.measure.subject import Subject
 from isoloss.planning.frontier import ORIGINAL
 from isoloss.runs import Runs, from_rows, read
@@ -204,8 +205,10 @@ def _cells(runs: Runs, row: int, names: Sequence[str]) -> list[object]:
     return out
 
 
-def choices(text: str, solver: str) -> list[Choice]:
+def choices(text: str, solver: str | None = None) -> list[Choice]:
     """``int4/g128/asym, table3@lut-feedback``: formats with commas between them, each with a solver of its own if named.
+
+    The others take ``solver``; without one what is :func:`~isoloss.compress.uniform.usual`.
 
     Example:
         >>> choices("int4, table3@lut-feedback, int3@gptq(damp=0.05, order=natural)", "nearest")[1:]
@@ -221,5 +224,5 @@ def choices(text: str, solver: str) -> list[Choice]:
     found = []
     for part in parts:
         format, _, own = part.strip().partition("@")
-        found.append(Choice(format.strip(), own.strip() or solver))
+        found.append(Choice(format.strip(), own.strip() or solver or usual(format.strip())))
     return found

@@ -86,7 +86,6 @@ def test_without_a_loss_the_errors_of_outputs_decide(run):
         ("nets.py:make --bits 4 --sensitivity best", 2, "no sensitivity named 'best'"),
         ("nets.py:make --bits 4 --format int4 --sensitivity pd", 2, "--sensitivity chooses between formats"),
         ("nets.py:make --format int4,int3", 2, "several formats need a limit"),
-        ("nets.py:make --bits 4 --format int4,int3@nearest", 2, "solvers of their own"),
         ("nets.py:make --bytes 100", 3, "at least 2."),
         ("nets.py:bare --bits 4 --sensitivity pd", 2, "needs a loss"),
         ("nets.py:bare --max-loss-increase 0.1", 2, "needs a loss"),
