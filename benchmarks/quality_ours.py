@@ -1,7 +1,8 @@
 """Methods of the project in the quality table, by their words.
 
-``gptq@int4/g128/asym``: a solver and a format for all layers. ``mixed(lut-feedback)@3.2``: what ``isoloss compress --bits``
-does, a format for each layer out of the solver's ladder. ``tuned`` behind it: scales and tables are then learned for the
+``gptq@int4/g128/asym``: a solver and a format for all layers. ``mixed@3.2``: what ``isoloss compress --bits`` does, a
+format for each layer, tables and integers to choose from; ``mixed(lut-feedback)@3.2``: out of one solver's ladder;
+``mixed(ranged)@3.2``: as ``mixed``, with the ranges of integers searched. ``tuned`` behind it: scales and tables are then learned for the
 output of each block; ``learned``: roundings too; ``taught``: at last they are learned for the output of the whole model;
 ``grouped8``: convolutions in groups have eight bits.
 """
@@ -12,7 +13,6 @@ import copy
 import functools
 import re
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -33,14 +33,7 @@ LEARNING = {
     "tuned": Blockwise(rounding=False, drop=0.0),
     "learned": Blockwise(drop=0.0),
 }
-RANGED = (
-    "int2/g64/asym/mse2",
-    "int3/g128/asym/mse2",
-    "int4/g128/asym/mse2",
-    "int5/asym/mse2",
-    "int6/asym",
-)
-UNION = ("int2/g64/asym", "int3/g128/asym", "int4/g128/asym", "int5/asym", "int6/asym")
+RANGED = {f"{name}/asym": f"{name}/asym/mse2" for name in ("int2/g64", "int3/g128", "int4/g128", "int5")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,34 +53,36 @@ def run(case: Case, method: str, draw: int) -> Made:
         ValueError: words that name no method.
     """
     match = re.fullmatch(
-        r"(mixed\((\w[\w-]*)\)|[\w-]+(?:\([^()]*\))?)@(\S+)( tuned| learned| grouped8)?( taught)?", method
+        r"((?P<mixed>mixed(?:\((?P<of>[\w-]+)\))?)|[\w-]+(?:\([^()]*\))?)@(?P<to>\S+)"
+        r"(?P<way> tuned| learned| grouped8)?(?P<taught> taught)?",
+        method,
     )
     if match is None:
-        raise ValueError(f"needed SOLVER@FORMAT or mixed(SOLVER)@BITS, got {method!r}")
+        raise ValueError(f"needed SOLVER@FORMAT or mixed@BITS, got {method!r}")
     subject = _calibration(case, draw)
     model = copy.deepcopy(case.model)
     subject = replace(subject, model=model)
     inputs = [x for x, _ in subject.batches]
     began = started = time.process_time()
-    way = (match[4] or "").strip()
+    way = (match["way"] or "").strip()
     how = replace(LEARNING[way], steps=case.steps) if way in LEARNING else None
     choices: dict[str, Choice | None] = dict.fromkeys(case.kept)
     note, squares = "", None
-    if match[2]:
-        found, scores, spent = _tried(case, match[2], draw)
-        mixed = best(found, scores, bits=float(match[3]))
+    if match["mixed"]:
+        found, scores, spent = _tried(case, match["of"], draw)
+        mixed = best(found, scores, bits=float(match["to"]))
         choices |= found.choices(mixed.plan)
         note = words(mixed.plan)
         began += time.process_time() - started - spent  # once for all sizes, counted for each
     else:
         if way == "grouped8":
             choices |= {one.name: Choice("int8/asym", match[1]) for one in case.layers() if one.groups > 1}
-        choices["*"] = Choice(match[3], match[1])
+        choices["*"] = Choice(match["to"], match[1])
         if "fisher" in solvers.get(match[1]).needs:
             layers = [layer for layer in find(model).layers if layer.name not in case.kept]
             squares = fisher(_few(subject), layers)
-    blind = how is None and not match[5] and not match[2] and not solvers.get(match[1]).needs
-    taught = Tuning() if match[5] else None
+    blind = how is None and not match["taught"] and not match["mixed"] and not solvers.get(match[1]).needs
+    taught = Tuning() if match["taught"] else None
     made = compress(
         model,
         choices,
@@ -106,21 +101,16 @@ def _calibration(case: Case, draw: int) -> Subject:
 
 
 @functools.cache
-def _tried(case: Case, solver: str, draw: int) -> tuple[Candidates, Scores, float]:
+def _tried(case: Case, solver: str | None, draw: int) -> tuple[Candidates, Scores, float]:
     """Every layer in every format of the ladder and their scores, once for all sizes; CPU seconds of it."""
     began = time.process_time()
     subject = _calibration(case, draw)
     layers = case.layers()
-    tried: Sequence[Choice]
-    if solver in ("both", "best"):
-        integers = UNION if solver == "both" else RANGED
-        tried = (*ladder("lut-feedback")[:5], *(Choice(name, "gptq") for name in integers))
-    else:
-        tried = ladder(solver)
+    tried = ladder(None if solver == "ranged" else solver)
+    if solver == "ranged":
+        tried = tuple(replace(one, format=RANGED.get(one.format, one.format)) for one in tried)
     found = candidates(case.model, layers, tried, [x for x, _ in subject.batches])
     scores = score("block-fisher", _few(subject), found)
-    if solver == "best":
-        scores = replace(scores, along=None)  # the sum of the layers' scores, without the terms between them
     return found, scores, time.process_time() - began
 
 

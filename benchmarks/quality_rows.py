@@ -36,54 +36,38 @@ LINEAR = ("minilm", "byte-gpt", "smollm2-135m")
 CONVOLUTIONS = ("resnet20", "resnet56", "efficientnet-lite0")
 
 _UNIFORM = (
-    "nearest@int4/g128/asym",
     "gptq@int4/g128/asym",
-    "gptq@int4/g128/asym/mse2",
-    "gptq@int3/g128/asym/mse2",
-    "nearest@int4/g128/asym/mse2",
+    "nearest@int4/g128/asym",
     "gptq@int3/g128/asym",
+    "nearest@int3/g128/asym",
     "lut-feedback@table3",
     "squeezellm@table3",
     "lut-feedback@table3+0.2%",
-    "nearest@int3/g128/asym",
-    "lut-feedback@table3 tuned",
     "gptq@int2/g64/asym",
     "lut-feedback@table2",
 )
 _MIXED = (
-    "mixed(lut-feedback)@4.2 tuned",
-    "mixed(lut-feedback)@3.2 tuned",
-    "mixed(lut-feedback)@2.4 tuned",
-    "mixed(lut-feedback)@4.2",
+    "mixed@4.2 tuned",
+    "mixed@3.2 tuned",
+    "mixed@2.4 tuned",
+    "mixed@4.2",
+    "mixed@3.2",
+    "mixed@2.4",
+    "mixed(gptq)@4.2",
+    "mixed(gptq)@3.2",
     "mixed(lut-feedback)@3.2",
     "mixed(lut-feedback)@2.4",
-    "mixed(gptq)@4.2",
-    "mixed(gptq)@4.2 tuned",
-    "mixed(gptq)@3.2",
-    "mixed(gptq)@3.2 tuned",
-    "mixed(gptq)@2.4 tuned",
-    "mixed(gptq)@2.4",
-    "mixed(both)@4.2 tuned",
-    "mixed(both)@3.2 tuned",
-    "mixed(both)@2.4 tuned",
-    "mixed(both)@4.2",
-    "mixed(both)@3.2",
-    "mixed(both)@2.4",
-    "mixed(best)@4.2 tuned",
-    "mixed(best)@3.2 tuned",
-    "mixed(best)@2.4 tuned",
-    "mixed(best)@4.2 tuned taught",
-    "mixed(best)@3.2 tuned taught",
-    "mixed(best)@2.2 tuned taught",
-    "gptq@int4/g128/asym tuned",
-    "gptq@int3/g128/asym tuned",
+    "mixed@3.2 tuned taught",
+    "mixed@2.2 tuned taught",
 )
-
 _LARGE = (
     "lut-feedback@table3",
     "lut-feedback@table3+0.2%",
     "gptq@int3/g128/asym",
     "lut-feedback@table2",
+    "mixed(lut-feedback)@2.5",
+    "mixed(lut-feedback)@2.5 taught",
+    "gptq@int2/g64/asym",
 )
 _SENTENCES = (
     "neural-compressor gptq int4 g128 order",
@@ -113,6 +97,9 @@ _TEXT = (
     "auto-round int3 g128 iters20",
     "hqq int3 g128",
     "torchao int3 g128 hqq",
+    "gptqmodel int2 g64 order",
+    "auto-round int2 g64 iters20",
+    "hqq int2 g64",
 )
 
 OURS: tuple[Row, ...] = (
@@ -121,7 +108,7 @@ OURS: tuple[Row, ...] = (
     *(
         Row(case, method, 1)
         for case in ("minilm", "resnet20")
-        for method in ("gptq@int3/g128/asym", "mixed(best)@3.2 tuned")
+        for method in ("gptq@int3/g128/asym", "mixed@3.2 tuned")
     ),
     *(Row("smollm2-135m", method) for method in _LARGE),
 )

@@ -114,7 +114,8 @@ def test_outliers_refuse():
         with pytest.raises(ValueError, match="above 0 and up to 100"):
             WithOutliers(Integer(4), percent)
     with pytest.raises(ValueError, match="at least one place, got none"):
-        formats.get("int4+0.1%").encode(weight)
+        WithOutliers(Integer(4), 5).encode(weight, places=torch.zeros(3, 8, dtype=torch.bool))
+    assert len(formats.get("int4+0.1%").encode(weight).parts["outliers.values"]) == 1  # of a small matrix
     with pytest.raises(ValueError, match="one bool per weight"):
         WithOutliers(Integer(4), 5).encode(weight, places=torch.ones(3, 8))
     weight[0, 0] = 1e6

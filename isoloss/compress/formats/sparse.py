@@ -72,8 +72,8 @@ class WithOutliers:
         return f"{self.dense.spec}+{self.percent!r}%"
 
     def count(self, shape: Shape) -> int:
-        """How many weights are kept beside."""
-        return round(self.percent / 100 * math.prod(rows_columns(shape)))
+        """How many weights are kept beside; of a small matrix at least one."""
+        return max(1, round(self.percent / 100 * math.prod(rows_columns(shape))))
 
     def encode(
         self,
