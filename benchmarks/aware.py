@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import gzip
 import itertools
 import math
 import statistics
@@ -19,14 +18,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.stats import t as student
 from torch import Tensor, nn
 
 from benchmarks import page
-from benchmarks.networks import CIFAR, SHARED, Absent, pictures, resnet
+from benchmarks.networks import CIFAR, Absent, pictures, resnet, small_gpt
 from isoloss.compress import Choice, compress
 from isoloss.compress.activations import Activations, rounded_inputs
 from isoloss.compress.training.adapt import Adapt, adapting
@@ -68,30 +66,15 @@ def digits(seed: int) -> Case:
 
 def gpt(seed: int) -> Case:
     """The reference trainer's network, small, on Shakespeare's bytes."""
-    from isoloss.trainers.gpt_modules import of
-    from isoloss.trainers.gpt_settings import Settings
-    from isoloss.trainers.transformer import GPT
-
-    path = SHARED / "sets/tinyshakespeare/input.txt.gz"
-    if not path.is_file():
-        raise Absent("tinyshakespeare is not beside this checkout")
-    text = torch.from_numpy(np.frombuffer(gzip.decompress(path.read_bytes()), dtype=np.uint8).copy()).long()
-    settings = Settings.read({"width": 64, "layers": 3, "tokens": 65536, "seed": seed, "seq_len": 64})
-    net = of(GPT(settings), settings)
-    last = int(0.9 * len(text))
-
-    def windows(first: int, end: int, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        at = torch.randint(first, end - 65, (count,), generator=generator)
-        rows = text[at[:, None] + torch.arange(65)]
-        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+    net, windows = small_gpt(seed)
 
     def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return windows(0, last, 32, generator)
+        return windows(False, 32, generator)
 
     _fit(net, draw, 200, 4e-3, seed)
     own = torch.Generator().manual_seed(1000 + seed)
-    tests = [windows(last, len(text), 64, own) for _ in range(4)]
-    return Case("gpt", net, draw, [windows(0, last, 64, own)[0]], tests, 100, 2e-3)
+    tests = [windows(True, 64, own) for _ in range(4)]
+    return Case("gpt", net, draw, [windows(False, 64, own)[0]], tests, 100, 2e-3)
 
 
 def resnet20(seed: int) -> Case:

@@ -9,7 +9,6 @@ A small network on scikit-learn's digits and a byte GPT, both trained here for e
 from __future__ import annotations
 
 import argparse
-import gzip
 import itertools
 import math
 import statistics
@@ -21,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.stats import t as student
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks import page
-from benchmarks.networks import CIFAR, SHARED, Absent, batches, pictures, resnet
+from benchmarks.networks import CIFAR, Absent, batches, pictures, resnet, small_gpt
 from isoloss.compress import Choice, find
 from isoloss.compress.candidates import Candidates, candidates
 from isoloss.compress.mixed import best
@@ -91,36 +90,20 @@ def mlp(seed: int) -> Case:
 
 def gpt(seed: int) -> Case:
     """The reference trainer's network, small, on Shakespeare's bytes."""
-    from isoloss.trainers.gpt_modules import of
-    from isoloss.trainers.gpt_settings import Settings
-    from isoloss.trainers.transformer import GPT
-
-    path = SHARED / "sets/tinyshakespeare/input.txt.gz"
-    if not path.is_file():
-        raise Absent("tinyshakespeare is not beside this checkout")
-    text = torch.from_numpy(np.frombuffer(gzip.decompress(path.read_bytes()), dtype=np.uint8).copy()).long()
-    settings = Settings.read({"width": 64, "layers": 3, "tokens": 65536, "seed": seed, "seq_len": 64})
-    net = of(GPT(settings), settings)
+    net, windows = small_gpt(seed)
     generator = torch.Generator().manual_seed(seed)
-    last = int(0.9 * len(text))
-
-    def windows(first: int, end: int, count: int) -> tuple[Tensor, Tensor]:
-        at = torch.randint(first, end - 65, (count,), generator=generator)
-        rows = text[at[:, None] + torch.arange(65)]
-        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
-
     optimizer = torch.optim.AdamW(net.parameters(), 3e-3, weight_decay=0.01)
     loss, steps = CrossEntropy(), 150
     net.train()
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 4e-3 * min((step + 1) / 20, (steps - step) / steps)
-        x, y = windows(0, last, 32)
+        x, y = windows(False, 32, generator)
         optimizer.zero_grad()
         loss(net(x), y).backward()
         optimizer.step()
-    x, y = windows(0, last, 64)
-    tests = windows(last, len(text), 128)
+    x, y = windows(False, 64, generator)
+    tests = windows(True, 128, generator)
     net.eval()
     return Case(
         "gpt", seed, Subject(net, batches(x, y, 64), loss), Subject(net, batches(*tests, 64), loss), 12

@@ -90,6 +90,34 @@ def resnet(depth: int) -> ResNet:
     return model.eval()
 
 
+Draw = Callable[[bool, int, torch.Generator], tuple[Tensor, Tensor]]
+
+
+def small_gpt(seed: int) -> tuple[nn.Module, Draw]:
+    """The reference trainer's network, small and untrained, and ``draw(held, count, generator)``: windows of Shakespeare's
+    bytes and those that follow, (count, 64) each, of the last tenth of the text if ``held``, else of what is before.
+
+    Raises:
+        Absent: the text is not beside this checkout.
+    """
+    from isoloss.trainers.gpt_modules import of
+    from isoloss.trainers.gpt_settings import Settings
+    from isoloss.trainers.transformer import GPT
+
+    raw = gzip.decompress(_file("sets/tinyshakespeare/input.txt.gz").read_bytes())
+    text = torch.from_numpy(np.frombuffer(raw, dtype=np.uint8).copy()).long()
+    settings = Settings.read({"width": 64, "layers": 3, "tokens": 65536, "seed": seed, "seq_len": 64})
+    last = int(0.9 * len(text))
+
+    def draw(held: bool, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        first, end = (last, len(text)) if held else (0, last)
+        at = torch.randint(first, end - 65, (count,), generator=generator)
+        rows = text[at[:, None] + torch.arange(65)]
+        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+
+    return of(GPT(settings), settings), draw
+
+
 def pictures(
     name: str, first: int, count: int, scale: tuple[tuple[float, ...], tuple[float, ...]]
 ) -> tuple[Tensor, Tensor]:

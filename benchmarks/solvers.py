@@ -3,7 +3,8 @@
     python -m benchmarks.solvers [--only 'lut-feedback@table3;lut-feedback@table3@48'] [--part chosen] [--out docs/solvers.md]
 
 A row is SOLVER@FORMAT, then, where they are not as usual, @WINDOWS to calibrate with and @SETTINGS of what tunes the whole
-model (isoloss.compress.Tuning). Calibrated on WikiText-2's validation part and judged on its test part, by the pipeline
+model (isoloss.compress.Tuning). A number instead of a format is a budget of stored bits a weight, within which each layer
+gets a format out of the solver's ladder, by the first 16 windows. Calibrated on WikiText-2's validation part and judged on its test part, by the pipeline
 as it comes; ``--part chosen`` judges by windows of the validation part that no row is calibrated on, which is where
 settings are chosen. Embedding and head, which are one tensor, are kept. A row takes about two CPU minutes.
 """
@@ -25,14 +26,22 @@ from torch import Tensor, nn
 
 from benchmarks import page
 from benchmarks.networks import SHARED, folder_of, needed
-from isoloss.compress import Choice, compress, settings
+from isoloss.compress import Choice, compress, find, settings
+from isoloss.compress.candidates import candidates, ladder
+from isoloss.compress.mixed import best, words
+from isoloss.compress.products import products
+from isoloss.compress.sensitivity import score
 from isoloss.compress.tuning import Tuning
+from isoloss.measure.criteria import CrossEntropy
+from isoloss.measure.subject import Subject
 
 ROWS = (
     "lut-feedback@table3+0.2%",
     "lut-feedback@table3",
     "gptq@int3/g128/asym",
     "lut-feedback@table3/int8+0.2%",
+    "lut-feedback@2.5",
+    "lut-feedback@2.5@64@steps=200, products=bf16",
 )
 CALIBRATION, JUDGED, LENGTH = 16, 6, 512  # windows, windows, tokens of each
 FIRST_CHOSEN = 100  # window of the validation part: behind all that rows are calibrated on
@@ -53,6 +62,11 @@ class Row:
         """From its words."""
         solver, format, *more = text.strip().split("@")
         return cls(solver, format, int(more[0]) if more else CALIBRATION, more[1] if len(more) > 1 else None)
+
+    @property
+    def bits(self) -> float | None:
+        """The budget, where layers get formats of their own."""
+        return float(self.format) if self.format.replace(".", "").isdigit() else None
 
 
 def model_and_windows(calibration: int, chosen: bool) -> tuple[nn.Module, list[Tensor], list[Tensor]]:
@@ -75,6 +89,25 @@ def model_and_windows(calibration: int, chosen: bool) -> tuple[nn.Module, list[T
         return model.eval(), windows("valid", calibration), windows("test", JUDGED)
     valid = windows("valid", FIRST_CHOSEN + JUDGED)
     return model.eval(), valid[:calibration], valid[FIRST_CHOSEN:]
+
+
+def inputs(windows: Sequence[Tensor]) -> list[dict[str, Any]]:
+    """As the model takes them."""
+    return [{"input_ids": ids, "use_cache": False} for ids in windows]
+
+
+def mixed(row: Row, model: nn.Module, calibration: Sequence[Tensor]) -> dict[str, Choice | None]:
+    """A format for each layer within the budget of a row."""
+    layers = [layer for layer in find(model).layers if layer.name != KEPT]
+    few = calibration[:CALIBRATION]
+    found = candidates(model, layers, ladder(row.solver), inputs(few))
+    pairs = [(own, ids.roll(-1, 1)) for own, ids in zip(inputs(few), few, strict=True)]
+    for _, targets in pairs:
+        targets[:, -1] = -100
+    subject = Subject(model, pairs, CrossEntropy(), "smollm2-135m", lambda out: out.logits)
+    plan = best(found, score("block-fisher", subject, found), bits=row.bits)
+    print(words(plan.plan), flush=True)
+    return dict(found.choices(plan.plan))
 
 
 @torch.no_grad()
@@ -114,10 +147,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for row in rows:
         work, began = copy.deepcopy(model), time.process_time()
         tuning = None if row.tuning is None else settings.read(Tuning, row.tuning, "tuning")
+        choices: dict[str, Choice | None] = {KEPT: None}
+        if row.bits is None:
+            choices["*"] = Choice(row.format, row.solver)
+        else:
+            with products(given.multiply):
+                choices |= mixed(row, model, calibration)
         made = compress(
             work,
-            {KEPT: None, "*": Choice(row.format, row.solver)},
-            [{"input_ids": ids, "use_cache": False} for ids in calibration[: row.windows]],
+            choices,
+            inputs(calibration[: row.windows]),
             tuning=tuning,
             multiply=given.multiply,
         )
@@ -126,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lines.append(
             [
                 f"`{row.solver}`",
-                f"`{row.format}`",
+                f"`{row.format}`" if row.bits is None else f"of each layer, {row.bits:g} bits",
                 f"{row.windows * LENGTH:,}",
                 "" if row.tuning is None else f"`{row.tuning}`",
                 f"{made.bits_per_weight:.3f}",

@@ -208,7 +208,7 @@ def compress(
             document = _foreseen(job, wanted, limits, frontier, tell)
         else:
             try:
-                choose = _chooser(job, limits, wanted, frontier, unreached, tell)
+                choose = _chooser(job, limits, wanted, frontier, unreached, out, tell)
                 document = _done(job, model, choose, limits, metric, within, unreached, out, tell)
             except KeyboardInterrupt:
                 tell("", 0, 0)
@@ -343,13 +343,20 @@ def _wanted(
 
 
 def _chooser(
-    job: compress_ways.Job, limits: _Limits, wanted: _Wanted, frontier: str | None, unreached: str, tell: Tell
+    job: compress_ways.Job,
+    limits: _Limits,
+    wanted: _Wanted,
+    frontier: str | None,
+    unreached: str,
+    out: str | None,
+    tell: Tell,
 ) -> Chooser:
     """What gives a choice for each layer, and what is to be said of it, for a rise of the loss; all else is made once."""
     if wanted.one is not None:
         return lambda rise: wanted.uniform()
     made, method = job.made, wanted.method
-    found = compress_mixed.tried(job, wanted.layers, wanted.several, unreached, tell)
+    folder = None if out is None else Path(out) / compress_ways.CANDIDATES
+    found = compress_mixed.tried(job, wanted.layers, wanted.several, unreached, tell, folder)
     scores, rows = compress_mixed.scored(made, found, method, job.seed, tell)
     if frontier is not None:
         compress_measured.write(job, compress_measured.rows_of(found, scores), frontier, tell)
@@ -439,7 +446,7 @@ def _done(
 
     made, subject = job.made, job.made.loaded.subject
     before, score = _loss(made), None if metric is None else float(metric(subject.model))
-    work = None if out is None else Path(out) / "stages"
+    work = None if out is None else Path(out) / compress_ways.STAGES
     kept = {name: own.clone() for name, own in subject.model.state_dict().items()} if limits.rise else {}
     rise, after = limits.rise, before
     for _ in range(TRIES):
@@ -480,7 +487,8 @@ def _done(
     sizes = None
     if out is not None and work is not None:
         sizes = save(found, out, compress_ways.source_of(model))
-        shutil.rmtree(work, ignore_errors=True)
+        for place in (work, Path(out) / compress_ways.CANDIDATES):
+            shutil.rmtree(place, ignore_errors=True)
     scores = (score, None if metric is None else float(metric(subject.model)))
     return document | _result(found, made, (before, after), scores, out, sizes)
 

@@ -9,6 +9,7 @@ from isoloss.cli.show import Style, Table, number, show
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from isoloss.cli.compress_ways import Job
     from isoloss.compress.calibration import Prepared
@@ -32,6 +33,7 @@ PASSES: dict[str, Callable[[int, int], tuple[int, int]]] = {
     "output-error": lambda layers, tried: (0, 0),
     "kronecker": lambda layers, tried: (1, 0),
     "block-fisher": lambda layers, tried: (1, 0),
+    "bsnip": lambda layers, tried: (1, 0),
     "pd": lambda layers, tried: (0, tried),
     "measured": lambda layers, tried: (0, tried),
 }
@@ -59,9 +61,14 @@ def usual(made: Prepared, sensitivity: str | None) -> str:
 
 
 def tried(
-    job: Job, layers: Sequence[Layer], choices: Sequence[Choice], unreached: str, tell: Tell
+    job: Job,
+    layers: Sequence[Layer],
+    choices: Sequence[Choice],
+    unreached: str,
+    tell: Tell,
+    folder: Path | None = None,
 ) -> Candidates:
-    """Every layer in every format."""
+    """Every layer in every format; those that a folder has are not encoded anew."""
     from isoloss.compress.candidates import candidates
     from isoloss.compress.solvers import get
 
@@ -74,6 +81,7 @@ def tried(
         job.made.batches,
         fisher=squares,
         unreached="nearest" if unreached == "nearest" else "refuse",
+        folder=folder,
         progress=tell,
     )
 

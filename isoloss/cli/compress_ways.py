@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from isoloss.compress.tuning import Tuning
     from isoloss.measure.subject import Subject
 
-OURS = ("recipe.json", "compressed.safetensors", "stages")
+STAGES, CANDIDATES = "stages", "candidates"  # folders in --out while the work goes on
+OURS = ("recipe.json", "compressed.safetensors", STAGES, CANDIDATES)
 ALONE = "gptq"  # solver of one format for all, where neither is named
 
 
@@ -144,10 +145,11 @@ def with_targets(made: Prepared) -> Subject | None:
 
 def cut_off(out: str | None) -> str:
     """What is said when the work is interrupted: whether it can go on."""
-    stages = None if out is None else Path(out) / "stages"
-    done = 0 if stages is None else len(list(stages.glob("stage-*.safetensors")))
-    if done:
-        return f"{done} stages are kept in {stages}. The same command goes on after them"
+    for name, what in ((STAGES, "stages"), (CANDIDATES, "layers in all formats")):
+        place = None if out is None else Path(out) / name
+        done = 0 if place is None else len(list(place.rglob("[!.]*.safetensors")))
+        if done:
+            return f"{done} {what} are kept in {place}. The same command goes on after them"
     return "nothing is kept" + (
         "" if out else ": with --out FOLDER finished stages are, and the work goes on"
     )

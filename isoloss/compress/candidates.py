@@ -6,11 +6,13 @@ as it is; :meth:`Candidates.applied` puts a choice in place for the time of a bl
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -21,7 +23,8 @@ from isoloss.compress.compressed import plain_tensors
 from isoloss.compress.formats import Encoded
 from isoloss.compress.layers import Layer
 from isoloss.compress.recipe import Choice
-from isoloss.compress.replay import calibrating
+from isoloss.compress.replay import calibrating, digest
+from isoloss.compress.resume import Files, flat, parts_of
 from isoloss.compress.statistics import Collector, Statistics, refuse_unreached
 from isoloss.compress.uniform import OF_TABLES, usual
 from isoloss.measure.subject import call
@@ -36,7 +39,14 @@ INTEGERS = (
     "int6/asym",
     "int8/asym",
 )
-TABLES = ("table2", "table3", "table4", "table5", "table6")
+TABLES = (
+    "table2/int8",
+    "table2/int8+0.2%",
+    "table3/int8",
+    "table3/int8+0.2%",
+    "table4/int8",
+    "table5/int8",
+)
 Progress = Callable[[str, int, int], None]
 
 
@@ -132,13 +142,14 @@ def ladder(solver: str | None = None) -> tuple[Choice, ...]:
         >>> sorted({choice.solver for choice in ladder()})
         ['gptq', 'lut-feedback']
         >>> [choice.format for choice in ladder("lut-feedback")]
-        ['table2', 'table3', 'table4', 'table5', 'table6', 'int8/asym']
+        ['table2/int8', 'table2/int8+0.2%', 'table3/int8', 'table3/int8+0.2%', 'table4/int8', 'table5/int8', 'int8/asym']
     """
     if solver is None:
-        tables = tuple(Choice(name, usual(name)) for name in TABLES[:-1])
-        return tables + tuple(Choice(name, usual(name)) for name in INTEGERS)
-    if solver.partition("(")[0] in OF_TABLES:
-        return (*(Choice(name, solver) for name in TABLES), Choice("int8/asym", "nearest"))
+        return tuple(Choice(name, usual(name)) for name in (*TABLES, *INTEGERS))
+    kind = solver.partition("(")[0]
+    if kind in OF_TABLES:
+        names = [name for name in TABLES if kind != "kmeans" or "+" not in name]  # it leaves no outliers out
+        return (*(Choice(name, solver) for name in names), Choice("int8/asym", "nearest"))
     return tuple(Choice(name, solver) for name in INTEGERS)
 
 
@@ -150,6 +161,7 @@ def candidates(
     *,
     fisher: Mapping[str, Tensor] | None = None,
     unreached: Literal["refuse", "nearest"] = "refuse",
+    folder: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Candidates:
     """Every layer in every format, all fitted to the inputs that the model as it is gives them.
@@ -164,11 +176,13 @@ def candidates(
         batches: calibration inputs, as :func:`isoloss.compress.compress` takes them.
         fisher: layer -> mean squared gradient, for solvers that need it.
         unreached: layers that no data come to: ``refuse``, or ``nearest`` to round them.
+        folder: where layers that are done are kept. The same call with the same folder goes on after them, to the same
+            bits; those of other calls lie beside them.
         progress: (what, layers done, layers in all).
 
     Raises:
         ValueError: no layer or no choice, two choices of one format, a weight that is not finite, data that a solver
-            needs and are not given.
+            needs and are not given, a damaged file.
         NoAnswer: no data came to a layer.
 
     Example:
@@ -181,27 +195,99 @@ def candidates(
     started = time.perf_counter()
     layers = tuple(layers)
     _refuse(layers, choices, batches, fisher or {})
-    of: dict[str, dict[str, Candidate]] = {}
-    energy: dict[str, float] = {}
-    notes: dict[str, None] = {}
+    kept = None
+    if folder is not None:
+        decided = _fingerprint(model, layers, choices, batches, fisher or {}, unreached)
+        kept = Files(Path(folder) / decided[:16], decided, "layer")
+    tried = {} if kept is None else _kept(kept, layers)
+    numbers = {layer.name: number for number, layer in enumerate(layers)}
+    left = [layer for layer in layers if layer.name not in tried]
     with calibrating(model):
-        for some in _parts(layers) if batches is not None else [layers]:
+        for some in _parts(left) if batches is not None else [left]:
             seen = _seen(model, some, choices, batches, unreached)
             for layer in some:
                 if progress is not None:
-                    progress(f"formats of {layer.name}", len(of), len(layers))
+                    progress(f"formats of {layer.name}", len(tried), len(layers))
                 statistics = seen.get(layer.name)
                 if fisher and layer.name in fisher:
                     statistics = replace(statistics or Statistics(layer.name, 0), fisher=fisher[layer.name])
-                of[layer.name] = {}
-                for choice in choices:
-                    one, note = _candidate(layer, choice, statistics)
-                    of[layer.name][choice.format] = one
-                    notes |= dict.fromkeys(note)
-                energy[layer.name] = _energy(layer, statistics)
+                tried[layer.name] = _try(layer, choices, statistics)
+                if kept is not None:
+                    _keep(kept, numbers[layer.name], tried[layer.name])
+    own = {layer.name: tried[layer.name] for layer in layers}
+    of = {name: one.of for name, one in own.items()}
+    energy = {name: one.energy for name, one in own.items()}
+    notes = dict.fromkeys(note for one in own.values() for note in one.notes)
     plain, _ = plain_tensors(model, {layer.name: layer for layer in layers})
     rest = sum(tensor.numel() * tensor.element_size() for tensor in plain.values())
     return Candidates(layers, of, energy, rest, tuple(notes), time.perf_counter() - started)
+
+
+@dataclass(frozen=True, eq=False)
+class _Tried:
+    """A layer in every format: what of it becomes part of :class:`Candidates`."""
+
+    of: Mapping[str, Candidate]
+    energy: float
+    notes: tuple[str, ...]
+
+
+def _try(layer: Layer, choices: Sequence[Choice], statistics: Statistics | None) -> _Tried:
+    of: dict[str, Candidate] = {}
+    notes: list[str] = []
+    for choice in choices:
+        of[choice.format], said = _candidate(layer, choice, statistics)
+        notes += said
+    return _Tried(of, _energy(layer, statistics), tuple(notes))
+
+
+def _fingerprint(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    choices: Sequence[Choice],
+    batches: Sequence[Any] | None,
+    fisher: Mapping[str, Tensor],
+    unreached: str,
+) -> str:
+    """Of all that decides the result."""
+    said = [[layer.name for layer in layers], [(one.format, one.solver) for one in choices], unreached]
+    squares = {layer.name: fisher[layer.name] for layer in layers if layer.name in fisher}
+    own = [digest(part) for part in (dict(model.state_dict()), batches, squares)]
+    return hashlib.sha256(repr([said, own]).encode()).hexdigest()
+
+
+def _keep(files: Files, number: int, tried: _Tried) -> None:
+    facts = [
+        (one.choice.format, one.choice.solver, one.encoded.format.spec, one.distance)
+        for one in tried.of.values()
+    ]
+    tensors = flat({format: one.encoded for format, one in tried.of.items()})
+    rows = {f"rows of {format}": one.rows for format, one in tried.of.items()}
+    files.write(number, {"formats": facts, "energy": tried.energy, "notes": tried.notes}, tensors | rows)
+
+
+def _kept(files: Files, layers: Sequence[Layer]) -> dict[str, _Tried]:
+    """Layer -> what was done before."""
+    out = {}
+    for number, layer in enumerate(layers):
+        found = files.read(number)
+        if found is None:
+            continue
+        facts, tensors = found
+        try:
+            of = {
+                format: Candidate(
+                    Choice(format, solver),
+                    Encoded.from_tensors(spec, layer.shape, parts_of(tensors, format)),
+                    distance,
+                    tensors[f"rows of {format}"],
+                )
+                for format, solver, spec, distance in facts["formats"]
+            }
+            out[layer.name] = _Tried(of, facts["energy"], tuple(facts["notes"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise files.damaged(number, error) from error
+    return out
 
 
 def _refuse(
@@ -243,7 +329,8 @@ def _parts(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
             own, held = [], 0
         own.append(layer)
         held += size
-    yield own
+    if own:
+        yield own
 
 
 def _seen(

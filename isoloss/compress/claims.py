@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from isoloss.compress.activations import Activations, Advice, advise, ranges, rounded_inputs, samples
 from isoloss.compress.candidates import Candidates, candidates
@@ -24,7 +24,7 @@ from isoloss.compress.outliers import Outliers, features, outliers
 from isoloss.compress.paired import Mean, Paired, paired
 from isoloss.compress.recipe import Choice
 from isoloss.compress.sensitivity import score
-from isoloss.compress.sensitivity.ranking import spearman
+from isoloss.compress.sensitivity.ranking import means, resampled, times
 from isoloss.compress.sensitivity.scores import Scores
 from isoloss.compress.uniform import OF_TABLES
 from isoloss.measure.subject import Subject
@@ -34,7 +34,6 @@ EIGHT = ("fp8-e4m3/mse", "int8/mse")
 FOUR = ("fp4-e2m1/g128/mse", "int4/g128/mse", "int4/g128")
 BITS = tuple(f"int{bits}/asym" for bits in (2, 3, 4, 5, 6, 8))
 ENDS = "int8/asym"  # of the first and the last layer
-DRAWS = 1000
 INPUTS_SEEN = 1 << 13  # of a layer, for the signal to noise
 
 Applied = Callable[[], AbstractContextManager[object]]
@@ -175,6 +174,7 @@ def settle(
     coverage: float = 0.9,
     unreached: str = "refuse",
     seed: int = 0,
+    taken: Mapping[str, Tensor] | None = None,
     progress: Progress | None = None,
 ) -> Claims:
     """Measure all claims on a model.
@@ -188,6 +188,7 @@ def settle(
         coverage: of each interval by itself.
         unreached: layers that no data come to: ``refuse``, or ``nearest`` to round them.
         seed: of draws.
+        taken: what :func:`~isoloss.compress.activations.samples` gave of these layers and batches; None: it is called.
         progress: (what, done, in all).
 
     Raises:
@@ -207,7 +208,7 @@ def settle(
         subject.model, layers, choices(solver), batches,
         unreached="nearest" if unreached == "nearest" else "refuse", progress=progress,
     )  # fmt: skip
-    taken = samples(subject.model, layers, batches, seed)
+    taken = samples(subject.model, layers, batches, seed) if taken is None else taken
     mixed = {f"{name}, ends {ENDS}": _with_ends(tried, name) for name in BITS if name != ENDS}
     plans = {**{name: tried.uniform(name) for name in (*EIGHT, *FOUR, *BITS)}, **mixed}
     variants: dict[str, Applied] = {name: partial(tried.applied, plan) for name, plan in plans.items()}
@@ -232,6 +233,7 @@ def probe(
     layers: Sequence[Layer],
     batches: Sequence[Any],
     seed: int = 0,
+    taken: Mapping[str, Tensor] | None = None,
     progress: Progress | None = None,
 ) -> Probed:
     """Signal to noise of the number types of eight bits, and outliers, layer by layer.
@@ -240,6 +242,7 @@ def probe(
         model: is not changed.
         layers, batches: as of :func:`settle`.
         seed: of the inputs that are looked at.
+        taken: as of :func:`settle`.
         progress: (what, done, in all).
 
     Example:
@@ -250,7 +253,7 @@ def probe(
         >>> found.advice["model"].best, round(found.outliers["model"].inputs, 1)  # the largest of evenly spread ones: 1 / 0.577
         ('int8/narrow', 1.7)
     """
-    taken, advice = samples(model, layers, batches, seed), {}
+    advice, taken = {}, samples(model, layers, batches, seed) if taken is None else taken
     for i, layer in enumerate(layers):
         if progress is not None:
             progress("signal to noise", i, len(layers))
@@ -351,15 +354,11 @@ def _rank_gap(
     formats = [name for name in truth.table[names[0]] if name in BITS]
     tables = [np.array([[t.table[n][f] for f in formats] for n in names]) for t in (one, other, truth)]
 
-    def gap(rows: Any) -> float:
-        a, b, c = (part[rows] for part in tables)
-        found = [spearman(a[:, k], c[:, k]) - spearman(b[:, k], c[:, k]) for k in range(len(formats))]
-        known = [value for value in found if not math.isnan(value)]
-        return float(np.mean(known)) if known else math.nan
+    def gaps(counts: Any) -> Any:
+        return means(resampled(tables[0], tables[2], counts) - resampled(tables[1], tables[2], counts))
 
-    rng = np.random.default_rng(seed)
-    drawn = [gap(rng.integers(0, len(names), len(names))) for _ in range(DRAWS)]
-    known = [value for value in drawn if not math.isnan(value)]
+    drawn = gaps(times(len(names), seed))
+    known = drawn[~np.isnan(drawn)]
     tail = (1 - coverage) / 2
-    low, high = np.quantile(known, [tail, 1 - tail]) if known else (math.nan, math.nan)
-    return gap(np.arange(len(names))), float(low), float(high)
+    low, high = np.quantile(known, [tail, 1 - tail]) if len(known) else (math.nan, math.nan)
+    return float(gaps(np.ones((1, len(names))))[0]), float(low), float(high)

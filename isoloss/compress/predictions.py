@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from isoloss.compress.statistics import counted
 from isoloss.measure.criteria import Criterion, CrossEntropy
-from isoloss.measure.subject import Subject, examples_of
+from isoloss.measure.subject import Subject, call, examples_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +91,25 @@ class Predictions:
         else:
             each = 0.5 * (other - own).square().sum(-1)
         return (each if rows is None else each[rows]).mean()
+
+    def apart(self, model: nn.Module, own: Sequence[Tensor], batches: Sequence[int] | None = None) -> float:
+        """How far a model's predictions are from what they were, mean over all rows that count; no gradients.
+
+        Args:
+            model: in the state in which it is to be run.
+            own: z of every batch.
+            batches: numbers of those to look at; None: all.
+        """
+        total, count = 0.0, 0
+        with torch.no_grad():
+            for i in range(len(own)) if batches is None else batches:
+                rows = self.rows(own[i], i)
+                number = own[i][..., 0].numel() if rows is None else int(rows.sum())
+                if number:
+                    now = self.read(call(model, self.batches[i]))
+                    total += number * float(self.difference(own[i], now, i))
+                    count += number
+        return total / max(count, 1)
 
     def slope(self, z: Tensor, batch: int, generator: torch.Generator) -> Tensor:
         """What to send back from the outputs, for squared gradients: summed over the rows, not their mean.

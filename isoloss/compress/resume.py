@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -27,12 +28,63 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Stages:
-    """Files of finished stages.
+class Files:
+    """Numbered files of work that is done, each whole or not there.
 
     Args:
         folder: made where it is not there.
         fingerprint: of everything that decides the result; files of another one are refused.
+        what: each of them is, a word for the name.
+    """
+
+    folder: Path
+    fingerprint: str
+    what: str
+
+    def read(self, number: int) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """Facts and tensors that were written before; None if they were not.
+
+        Raises:
+            ValueError: the file is of another compression, or damaged.
+        """
+        path = self._path(number)
+        if not path.is_file():
+            return None
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                facts: dict[str, Any] = json.loads((file.metadata() or {})["facts"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
+            found = facts["fingerprint"]
+        except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise self.damaged(number, error) from error
+        if found != self.fingerprint:
+            raise ValueError(
+                f"{self.folder} holds {self.what}s of another model, other data or other choices. Name another folder, or "
+                "delete this one"
+            )
+        return facts, tensors
+
+    def write(self, number: int, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Keep what is done: the whole file, or none."""
+        own = {"fingerprint": self.fingerprint, **facts}
+        write_tensors(self._path(number), tensors, {"facts": json.dumps(own)})
+
+    def damaged(self, number: int, why: Exception) -> ValueError:
+        """What is said of a file that cannot be read."""
+        return ValueError(
+            f"{self._path(number)} is no finished {self.what}: {why}. Delete it, and it is done again"
+        )
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{self.what}-{number:04d}.safetensors"
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Files of finished stages.
+
+    Args:
+        folder, fingerprint: as of :class:`Files`.
     """
 
     folder: Path
@@ -44,44 +96,34 @@ class Stages:
         Raises:
             ValueError: the file is of another compression, or damaged.
         """
-        path = self._path(number)
-        if not path.is_file():
+        kept = self._files.read(number)
+        if kept is None:
             return None
+        facts, tensors = kept
         try:
-            with safetensors.safe_open(path, "pt") as file:
-                facts = json.loads((file.metadata() or {})["stage"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
             outcomes = {
                 name: Outcome(**{**done, "shape": tuple(done["shape"])})
                 for name, done in facts["layers"].items()
             }
-            found = facts["fingerprint"]
             encoded = {
                 name: Encoded.from_tensors(done.format, done.shape, parts_of(tensors, name))
                 for name, done in outcomes.items()
             }
-        except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path} is no finished stage: {error}. Delete it, and it is done again"
-            ) from error
-        if found != self.fingerprint:
-            raise ValueError(
-                f"{self.folder} holds stages of another model, other data or other choices. Name another folder, or "
-                "delete this one"
-            )
-        return Finished(encoded, outcomes, tuple((what, name) for what, name in facts["notes"]))
+            return Finished(encoded, outcomes, tuple((what, name) for what, name in facts["notes"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._files.damaged(number, error) from error
 
     def write(self, number: int, stage: Finished) -> None:
-        """Keep a finished stage: the whole file, or none."""
+        """Keep a finished stage."""
         facts = {
-            "fingerprint": self.fingerprint,
             "layers": {name: asdict(done) for name, done in stage.outcomes.items()},
             "notes": list(stage.notes),
         }
-        write_tensors(self._path(number), flat(stage.encoded), {"stage": json.dumps(facts)})
+        self._files.write(number, facts, flat(stage.encoded))
 
-    def _path(self, number: int) -> Path:
-        return self.folder / f"stage-{number:04d}.safetensors"
+    @property
+    def _files(self) -> Files:
+        return Files(self.folder, self.fingerprint, "stage")
 
 
 def flat(encoded: Mapping[str, Encoded]) -> dict[str, Tensor]:

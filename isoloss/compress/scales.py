@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -106,7 +107,7 @@ def weight_scales(
     wanted = [(layer, selected[layer.name]) for layer in find(model).layers]
     out: dict[str, Scale] = {}
     with calibrating(model):
-        measure = _Measure.of(model, Predictions(batches, subject))
+        measure = _measure(model, Predictions(batches, subject))
         for done, (layer, choice) in enumerate(wanted):
             if progress is not None:
                 progress(f"scale of {layer.name}", done, len(wanted))
@@ -152,7 +153,7 @@ def input_scales(
     taken = samples(model, layers, batches)
     asym = isinstance(kind, Integer) and kind.zero == "asym"
     with calibrating(model):
-        measure = _Measure.of(model, Predictions(batches, subject))
+        measure = _measure(model, Predictions(batches, subject))
         for done, layer in enumerate(layers):
             if progress is not None:
                 progress(f"range of inputs of {layer.name}", done, len(layers))
@@ -174,27 +175,10 @@ def input_scales(
     return out
 
 
-@dataclass(frozen=True, eq=False)
-class _Measure:
-    """How far a model's predictions are from what they were, mean over all rows that count."""
-
-    model: nn.Module
-    predictions: Predictions
-    own: list[Tensor]
-
-    @classmethod
-    def of(cls, model: nn.Module, predictions: Predictions) -> _Measure:
-        return cls(model, predictions, [predictions.read(call(model, x)) for x in predictions.batches])
-
-    def __call__(self) -> float:
-        total, count = 0.0, 0
-        for i, (x, own) in enumerate(zip(self.predictions.batches, self.own, strict=True)):
-            rows = self.predictions.rows(own, i)
-            number = own.numel() // own.shape[-1] if rows is None else int(rows.sum())
-            if number:
-                found = self.predictions.difference(own, self.predictions.read(call(self.model, x)), i)
-                total, count = total + number * float(found), count + number
-        return total / max(count, 1)
+def _measure(model: nn.Module, predictions: Predictions) -> Callable[[], float]:
+    """Gives how far the model's predictions are from those of now."""
+    own = [predictions.read(call(model, x)) for x in predictions.batches]
+    return partial(predictions.apart, model, own)
 
 
 def _shares(grid: int) -> list[float]:

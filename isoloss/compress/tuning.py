@@ -284,17 +284,8 @@ class _Work:
     vectors: Sequence[_Vector]
 
     def judged(self, batches: Sequence[int]) -> float:
-        """Mean difference of the predictions, by rows."""
-        total, rows = 0.0, 0
-        with torch.no_grad():
-            for i in batches:
-                z = self._predict(i)
-                kept = self.predictions.rows(z, i)
-                own = z[..., 0].numel() if kept is None else int(kept.sum())
-                if own:
-                    total += own * float(self.predictions.difference(self.original[i], z, i))
-                    rows += own
-        return total / max(rows, 1)
+        """Mean difference of the predictions."""
+        return self.predictions.apart(self.model, self.original, batches)
 
     def learn(
         self,

@@ -36,6 +36,9 @@ class Model(Protocol):
         ``m`` is the log of the target if ``log``, else the target.
         """
 
+    def information(self, state: Any, weights: Array, log: bool) -> Array:
+        """``sum_i w_i grad m_i grad m_i'`` (B, p, p) with weights (n,): the square part of :meth:`accumulate` alone."""
+
     def jacobian(self, psi: Array, log: bool) -> Array:
         """``d m_i / d psi`` at one psi, shape (n, p)."""
 
@@ -76,6 +79,7 @@ class PowerSumModel:
             if np.ptp(slopes, axis=1).max(initial=0.0) == 0.0 and np.ptp(offset) == 0.0:
                 slopes, offset = slopes[:, :1], offset[:1]
             self.pieces.append(_Piece(index, slopes, offset))
+        self.wide = [np.broadcast_to(piece.slopes, (len(piece.index), n)) for piece in self.pieces]
         self.cross = {
             (j, k): _products(self.pieces[j], self.pieces[k], n)
             for j in range(len(self.pieces))
@@ -104,14 +108,24 @@ class PowerSumModel:
         blocks = []
         for j, piece in enumerate(self.pieces):
             share, part = linear * weights[j], square * weights[j]
-            wide = np.broadcast_to(piece.slopes, (len(piece.index), share.shape[1]))
-            g[:, piece.index] += share @ wide.T
+            g[:, piece.index] += share @ self.wide[j].T
             share += part * weights[j]
             blocks.append(share @ self.cross[j, j])
             for k in range(j + 1, len(self.pieces)):
                 blocks.append((part * weights[k]) @ self.cross[j, k])
         h = np.concatenate(blocks, axis=1) @ self.places
         return g, h.reshape(len(g), self.p, self.p)
+
+    def information(self, state: Any, weights: Array, log: bool) -> Array:
+        """See :class:`Model`."""
+        total, *terms = state
+        shares = [t / total for t in terms] if log else terms
+        blocks = []
+        for j, share in enumerate(shares):
+            part = weights * share
+            blocks += [(part * shares[k]) @ self.cross[j, k] for k in range(j, len(shares))]
+        h = np.concatenate(blocks, axis=1) @ self.places
+        return np.asarray(h.reshape(len(total), self.p, self.p))
 
     def _places(self) -> Array:
         """0/1 matrix from the blocks, side by side, to the cells of the Hessian: (sum c_j c_k, p*p)."""
@@ -192,6 +206,13 @@ class DualModel:
             grad = grad / value[:, None, :]
         g = np.einsum("bpn,bn->bp", grad, linear)
         return g, (grad * square[:, None, :]) @ grad.transpose(0, 2, 1)
+
+    def information(self, state: Any, weights: Array, log: bool) -> Array:
+        """See :class:`Model`."""
+        value, grad = self._gradients(state)
+        if log:
+            grad = grad / value[:, None, :]
+        return np.asarray((grad * weights) @ grad.transpose(0, 2, 1))
 
     def jacobian(self, psi: Array, log: bool) -> Array:
         """See :class:`Model`."""

@@ -160,18 +160,19 @@ class _Target:
                 kappa = np.exp(log_scale)
                 out = -(problem.objective.rho(r) @ w) / kappa
                 out = out - self.total * problem.objective.log_normaliser(kappa)
-            out = out + 0.5 * self._log_determinant(r, state)
+            out = out + 0.5 * self._log_determinant(state)
             for prior in problem.priors:
                 out = out - 0.5 * ((prior.value(psi) - prior.mean) / prior.sd) ** 2
         return np.where(outside | ~np.isfinite(out), -np.inf, out)
 
-    def _log_determinant(self, r: Array, state: Any) -> Array:
+    def _log_determinant(self, state: Any) -> Array:
         """``log |J' W J|`` per point; directions without any information count as nearly none."""
         log = self.problem.objective.residual == "log"
-        nothing = np.zeros_like(r)
-        _, h = self.problem.model.accumulate(state, nothing, nothing + self.weights, log=log)
+        h = self.problem.model.information(state, self.weights, log=log)
         trace = np.trace(h, axis1=1, axis2=2)[:, None, None]
-        h = np.where(np.isfinite(h), h, 0.0) + (1e-12 * np.nan_to_num(trace) + 1e-290) * np.eye(self.p)
+        if not np.isfinite(h).all():
+            h, trace = np.where(np.isfinite(h), h, 0.0), np.nan_to_num(trace)
+        h = h + (1e-12 * trace + 1e-290) * np.eye(self.p)
         return np.asarray(np.linalg.slogdet(h)[1])
 
 
@@ -188,11 +189,12 @@ def walk(
     half = walkers // 2
     height = target(at.reshape(-1, size)).reshape(ensembles, walkers)
     rows = np.arange(ensembles)[:, None]
+    every = np.tile(np.arange(walkers), (ensembles, 1))
     kept: list[Array] = []
     total = settle + steps
     try:
         for step in range(total):
-            order = rng.permuted(np.tile(np.arange(walkers), (ensembles, 1)), axis=1)
+            order = rng.permuted(every, axis=1)
             for movers, others in ((order[:, :half], order[:, half:]), (order[:, half:], order[:, :half])):
                 here, still = at[rows, movers], at[rows, others]
                 if step % 2:

@@ -37,6 +37,8 @@ def test_broken_table(
             "20",
             "--starts",
             "16",
+            "--uncertainty",
+            "laplace",
             "--no-sensitivity",
             "--json",
             str(out),

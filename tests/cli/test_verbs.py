@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,19 +39,26 @@ def planted(path: Path, ray: bool = False, noise: float = 0.002) -> Path:
 COLUMNS = ["--columns", "params=N,tokens=D,loss=val"]
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder with a table and the fit of it, and what was printed."""
+    folder, printed = tmp_path_factory.mktemp("fitted"), io.StringIO()
+    table, out = planted(folder / "t.csv"), folder / "fit.json"
+    with contextlib.redirect_stdout(printed):
+        assert run(["fit", "hoffmann", str(table), *COLUMNS, "--json", str(out), "--draws", "200"]) == 0
+    return folder, printed.getvalue()
+
+
 @pytest.fixture
-def fitted(tmp_path: Path, capsys: Out) -> Path:
-    """A fit file."""
-    table, out = planted(tmp_path / "t.csv"), tmp_path / "fit.json"
-    assert run(["fit", "hoffmann", str(table), *COLUMNS, "--json", str(out), "--draws", "200"]) == 0
-    capsys.readouterr()
-    return out
+def fitted(made: tuple[Path, str], tmp_path: Path) -> Path:
+    """A fit file, beside its table."""
+    for name in ("t.csv", "fit.json"):
+        shutil.copy(made[0] / name, tmp_path / name)
+    return tmp_path / "fit.json"
 
 
-def test_fit_writes_what_it_prints(tmp_path: Path, capsys: Out) -> None:
-    table, out = planted(tmp_path / "t.csv"), tmp_path / "fit.json"
-    assert run(["fit", "hoffmann", str(table), *COLUMNS, "--json", str(out), "--draws", "200"]) == 0
-    document, printed = json.loads(out.read_text()), capsys.readouterr().out
+def test_fit_writes_what_it_prints(fitted: Path, made: tuple[Path, str]) -> None:
+    document, printed = json.loads(fitted.read_text()), made[1]
     assert document["schema"] == "isoloss/fit/1"
     for name, truth in THETA.items():
         entry = document["parameters"][name]

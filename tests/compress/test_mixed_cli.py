@@ -8,10 +8,13 @@ import textwrap
 
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
-from isoloss.compress.sensitivity import SENSITIVITIES
-from tests.docs.pages import run_command
+import safetensors.torch  # noqa: E402
+
+from isoloss.compress import candidates  # noqa: E402
+from isoloss.compress.sensitivity import SENSITIVITIES  # noqa: E402
+from tests.docs.pages import run_command  # noqa: E402
 
 NETS = """
     import torch
@@ -74,6 +77,47 @@ def test_several_formats_methods_and_a_score(run):
     assert found["score_after"] < 32 * 48
 
 
+def test_a_proxy_decides_where_it_is_asked_for(run):
+    code, printed, found = run("nets.py:make --bits 4.5 --format int2/asym,int6/asym --sensitivity bsnip")
+    assert code == 0, printed
+    assert (found["sensitivity"], found["foretold"]) == ("bsnip", None)
+
+
+def test_an_interrupted_choice_goes_on_with_the_layers_that_were_encoded(run, tmp_path, monkeypatch):
+    """Each layer is encoded once in each format over both runs, and the folder is that of an undisturbed one."""
+    own, seen = candidates._candidate, []
+
+    def counted(layer, choice, statistics):
+        if len(seen) == 4 and (layer.name, choice.format) == ("4", "int2/asym"):
+            seen.append("cut")
+            raise KeyboardInterrupt
+        seen.append((layer.name, choice.format))
+        return own(layer, choice, statistics)
+
+    words = "nets.py:make --bits 4.5 --format int2/asym,int6/asym --out"
+    assert run(f"{words} whole")[0] == 0
+    monkeypatch.setattr(candidates, "_candidate", counted)
+    code, printed, _ = run(f"{words} small")
+    assert code == 130, printed
+    assert "2 layers in all formats are kept in small/candidates" in printed.replace("\\", "/")
+    assert "The same command goes on after them" in printed
+    code, printed, _ = run(f"{words} small --unreached nearest")  # another choice: nothing of the first
+    assert code == 0, printed
+    assert len(seen) == 4 + 1 + 6
+    assert not (tmp_path / "small" / "candidates").exists()
+
+    seen.clear()
+    assert run(f"{words} again")[0] == 130
+    code, printed, _ = run(f"{words} again")
+    assert code == 0, printed
+    assert sorted(set(seen) - {"cut"}) == sorted(one for one in seen if one != "cut")
+    assert len(seen) == 6 + 1
+    found, whole = (
+        safetensors.torch.load_file(tmp_path / name / "compressed.safetensors") for name in ("again", "whole")
+    )
+    assert all(torch.equal(found[name], tensor) for name, tensor in whole.items())
+
+
 def test_without_a_loss_the_errors_of_outputs_decide(run):
     code, printed, found = run("nets.py:bare --bits 4.5")
     assert code == 0, printed
@@ -90,6 +134,9 @@ def test_without_a_loss_the_errors_of_outputs_decide(run):
         ("nets.py:bare --bits 4 --sensitivity pd", 2, "needs a loss"),
         ("nets.py:bare --max-loss-increase 0.1", 2, "needs a loss"),
         ("nets.py:make --max-loss-increase 1e-12", 3, "the loss rises by"),
+        ("nowhere.py:make --max-loss-increase -0.1", 2, "needed --max-loss-increase above 0, got -0.1"),
+        ("nowhere.py:make --max-loss-increase nan", 2, "needed --max-loss-increase above 0, got nan"),
+        ("nowhere.py:make --bits 0", 2, "needed --bits above 0, got 0"),
     ],
 )
 def test_refusals(words, code, said, run):

@@ -17,7 +17,13 @@ from isoloss.compress.candidates import candidates, ladder  # noqa: E402
 from isoloss.compress.sensitivity import SENSITIVITIES, get, score  # noqa: E402
 from isoloss.compress.sensitivity.changes import changes, one_by_one  # noqa: E402
 from isoloss.compress.sensitivity.gradients import of_examples, squares  # noqa: E402
-from isoloss.compress.sensitivity.ranking import agreement, spearman  # noqa: E402
+from isoloss.compress.sensitivity.ranking import (  # noqa: E402
+    agreement,
+    means,
+    resampled,
+    spearman,
+    times,
+)
 from isoloss.errors import NoAnswer  # noqa: E402
 from isoloss.measure import Subject  # noqa: E402
 from isoloss.measure.criteria import CrossEntropy, SquaredError  # noqa: E402
@@ -204,6 +210,21 @@ def test_ranks_are_those_of_scipy():
         a, b = rng.integers(0, 5, 12), rng.normal(size=12)
         assert spearman(a, b) == pytest.approx(spearmanr(a, b).statistic, abs=1e-12)
     assert math.isnan(spearman([1, 1], [1, 2]))
+
+
+def test_ranks_of_rows_drawn_again_are_those_of_scipy():
+    rng = np.random.default_rng(2)
+    a, b = rng.integers(0, 4, (9, 3)).astype(float), rng.normal(size=(9, 3))
+    a[:, 2] = 1.0
+    counts = times(9, 5)[:30]
+    found = resampled(a, b, counts)
+    assert np.isnan(found[:, 2]).all()
+    for row, own in zip(counts.astype(int), found, strict=True):
+        for k in (0, 1):
+            x, y = (np.repeat(values[:, k], row) for values in (a, b))
+            assert own[k] == pytest.approx(spearmanr(x, y).statistic, abs=1e-12)
+    assert means(found) == pytest.approx(found[:, :2].mean(1))
+    assert math.isnan(means(found[:1, 2:])[0])
 
 
 def test_agreement_is_over_layers_at_one_format():

@@ -156,6 +156,8 @@ def test_what_is_stored_is_what_the_forward_pass_computed_with(kind, tmp_path):
     twin, words = copy.deepcopy(net), adapt.words
     assert 0 < adapt.modelled_cost <= 0.5
     made = adapt.finish()
+    with pytest.raises(ValueError, match="finished already"):
+        adapt.finish()
     with torch.no_grad():
         assert torch.equal(net(x), last)
         assert torch.equal(twin(x), last)

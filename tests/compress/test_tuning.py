@@ -54,6 +54,36 @@ def test_predictions_come_closer_at_the_same_size_and_the_model_has_what_is_stor
         assert torch.equal(tensor, model.state_dict()[name])
 
 
+def test_how_far_predictions_are_apart_is_a_mean_over_rows_that_count():
+    class Picked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 4)
+
+        def forward(self, x, attention_mask):
+            return self.linear(x)
+
+    torch.manual_seed(0)
+    model, masks = (
+        Picked(),
+        [torch.tensor([[1, 1, 0], [1, 0, 0]]), torch.tensor([[0, 0, 0]]), torch.ones(1, 3)],
+    )
+    data = [{"x": torch.randn(len(mask), 3, 3), "attention_mask": mask} for mask in masks]
+    predictions = Predictions(data)
+    own = [model(**one).detach() for one in data]
+    with torch.no_grad():
+        model.linear.weight += 0.1 * torch.randn(4, 3)
+        each = [
+            (p.softmax(-1) * (p.log_softmax(-1) - model(**one).log_softmax(-1))).sum(-1)[
+                one["attention_mask"] > 0
+            ]
+            for p, one in zip(own, data, strict=True)
+        ]
+    assert predictions.apart(model, own) == pytest.approx(float(torch.cat(each).mean()), rel=1e-5)
+    assert predictions.apart(model, own, [2]) == pytest.approx(float(each[2].mean()), rel=1e-5)
+    assert predictions.apart(model, own, [1]) == 0.0
+
+
 @pytest.mark.parametrize("spec", ["table2+2.0%", "int3+lr2"])
 def test_what_lies_beside_stays(spec):
     _, made, found = tuned(spec, Tuning(steps=10, rate=0.02))

@@ -322,9 +322,21 @@ def test_refusals(words, code, said, run):
     assert said in printed
 
 
-def test_claims_on_the_command_line(run, tmp_path):
+def test_claims_on_the_command_line(run, tmp_path, monkeypatch):
+    from isoloss.compress import activations, claims
+
+    passes = []
+
+    def once(*given):
+        passes.append(given)
+        return own(*given)
+
+    own = activations.samples
+    for module in (activations, claims):
+        monkeypatch.setattr(module, "samples", once)
     code, printed = run("compress nets.py:make --claims --json c.json")
     assert code == 0, printed
+    assert len(passes) == 1
     found = json.loads((tmp_path / "c.json").read_text())
     assert {claim["verdict"] for claim in found["claims"]} <= {"holds", "does not hold", "not resolved"}
     assert len(found["claims"]) == 9

@@ -28,20 +28,27 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def test_same_seed_same_loss_other_seed_other_loss():
-    first, again = trainer.train(TINY), trainer.train(TINY)
+@pytest.fixture(scope="module")
+def first():
+    """A run of ``TINY``."""
+    torch.set_num_threads(1)
+    return trainer.train(TINY)
+
+
+def test_same_seed_same_loss_other_seed_other_loss(first):
+    again = trainer.train(TINY)
     assert first["loss"] == again["loss"]
     other = trainer.train(Config(width=16, layers=1, tokens=40 * 512, lr=0.02, seed=1))
     assert first["loss"] != other["loss"]
     assert first["loss"] < math.log(256) - 1  # it learned something
 
 
-def test_progress_is_reported_and_changes_nothing():
+def test_progress_is_reported_and_changes_nothing(first):
     seen: list[tuple[int, int, float]] = []
     row = trainer.train(TINY, lambda *args: seen.append(args))
     assert seen[0][:2] == (0, TINY.steps)
     assert seen[0][2] == pytest.approx(math.log(256), abs=1.0)  # starts near the uniform guess
-    assert row["loss"] == trainer.train(TINY)["loss"]
+    assert row["loss"] == first["loss"]
 
 
 def test_no_file_is_on_both_sides_of_the_split():

@@ -70,10 +70,10 @@ def test_draws_of_a_small_delta_scatter_as_the_estimate_does():
     for seed in range(60):
         table = straight(seed, tokens=tokens)
         found = fitted(
-            table, Huber(delta=1e-4), "posterior" if seed < 20 else "bootstrap", draws=300 if seed < 20 else 2
+            table, Huber(delta=1e-4), "posterior" if seed < 10 else "bootstrap", draws=300 if seed < 10 else 2
         )
         estimates.append(found.values["c"])
-        if seed < 20:
+        if seed < 10:  # they differ by far less than 60 estimates tell of their spread
             inside.append(found.parameters["c"].stderr)
     spread = np.std(estimates, ddof=1)
     assert np.mean(inside) == pytest.approx(spread, rel=0.3)

@@ -63,12 +63,20 @@ def test_units_of_every_law(slug):
         np.testing.assert_allclose(law.evaluate(b.theta, **there), law.evaluate(a.theta, **x), rtol=1e-6)
 
 
+ORDERED = ("hoffmann", "gadre", "kaplan-nd")
+
+
+@pytest.fixture(scope="module")
+def in_order():
+    """Law -> its fit to rows as they come."""
+    return {slug: isoloss.fit(slug, noisy(slug, seed=1), draws=30, sensitivity=False) for slug in ORDERED}
+
+
 @settings(max_examples=8)
-@given(seed=st.integers(0, 1000), slug=st.sampled_from(["hoffmann", "gadre", "kaplan-nd"]))
-def test_order_of_rows_is_bit_for_bit_irrelevant(seed, slug):
-    table = noisy(slug, seed=1)
+@given(seed=st.integers(0, 1000), slug=st.sampled_from(ORDERED))
+def test_order_of_rows_is_bit_for_bit_irrelevant(seed, slug, in_order):
+    table, a = noisy(slug, seed=1), in_order[slug]
     order = np.random.default_rng(seed).permutation(40)
-    a = isoloss.fit(slug, table, draws=30, sensitivity=False)
     b = isoloss.fit(slug, {k: v[order] for k, v in table.items()}, draws=30, sensitivity=False)
     assert np.array_equal(a.theta, b.theta)
     assert np.array_equal(a.draws, b.draws)
@@ -141,7 +149,7 @@ def test_weights_have_no_unit(factor):
     table = noisy(seed=8)
     w = np.random.default_rng(9).uniform(0.2, 2, 40)
     a, b = (
-        isoloss.fit("hoffmann", {**table, "w": w * f}, weights="w", draws=20, sensitivity=False)
+        isoloss.fit("hoffmann", {**table, "w": w * f}, weights="w", draws=0, sensitivity=False)
         for f in (1.0, factor)
     )
     np.testing.assert_allclose(b.theta, a.theta, rtol=1e-6)
@@ -171,7 +179,9 @@ def test_sum_and_mean_differ_in_the_value_alone():
     table = noisy(seed=11)
     for kind in (isoloss.Huber, isoloss.LeastSquares, isoloss.Gaussian, isoloss.StudentT):
         a, b = (
-            isoloss.fit("hoffmann", table, objective=kind(reduction=r), draws=20, sensitivity=False)
+            isoloss.fit(
+                "hoffmann", table, objective=kind(reduction=r), draws=20, starts=16, sensitivity=False
+            )
             for r in ("sum", "mean")
         )
         assert np.array_equal(a.theta, b.theta)

@@ -25,6 +25,7 @@ SENSITIVITIES: dict[str, str] = {
     "output-error": "output_error:score",
     "kronecker": "kronecker:score",
     "block-fisher": "block_fisher:score",
+    "bsnip": "proxies:snip",
     "pd": "prediction_difference:score",
     "measured": "measured:score",
 }

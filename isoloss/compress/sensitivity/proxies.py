@@ -148,6 +148,11 @@ def score(name: str, subject: Subject, candidates: Candidates, seed: int = 0) ->
     return scores_of(name, found, candidates, watch.spent())
 
 
+def snip(subject: Subject, candidates: Candidates, seed: int = 0) -> Scores:
+    """``bsnip`` among the methods of :data:`isoloss.compress.sensitivity.SENSITIVITIES`."""
+    return score("bsnip", subject, candidates, seed)
+
+
 def scores_of(
     name: str, quantities: Mapping[str, float], candidates: Candidates, spent: Any = None
 ) -> Scores:

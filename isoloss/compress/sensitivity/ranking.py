@@ -63,17 +63,12 @@ def agreement(
     if set(names) != set(two) or any(set(own) != set(formats) for own in (*one.values(), *two.values())):
         raise ValueError("needed the same layers and formats in both tables")
     a, b = (np.array([[table[n][f] for f in formats] for n in names]) for table in (one, two))
-    rng = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(DRAWS):
-        at = rng.integers(0, len(names), len(names))
-        value = _mean_over_formats(a[at], b[at])
-        if not math.isnan(value):
-            drawn.append(value)
+    drawn = means(resampled(a, b, times(len(names), seed)))
+    drawn = drawn[~np.isnan(drawn)]
     tail = (1 - coverage) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail]) if drawn else (math.nan, math.nan)
+    low, high = np.quantile(drawn, [tail, 1 - tail]) if len(drawn) else (math.nan, math.nan)
     return Agreement(
-        _mean_over_formats(a, b),
+        float(means(resampled(a, b, np.ones((1, len(names)))))[0]),
         float(low),
         float(high),
         spearman(a.ravel(), b.ravel()),
@@ -82,10 +77,51 @@ def agreement(
     )
 
 
-def _mean_over_formats(a: Array, b: Array) -> float:
-    values = [spearman(a[:, k], b[:, k]) for k in range(a.shape[1])]
-    known = [value for value in values if not math.isnan(value)]
-    return float(np.mean(known)) if known else math.nan
+def times(rows: int, seed: int) -> Array:
+    """How often each row is drawn when as many are drawn with replacement: (draws, rows)."""
+    at = np.random.default_rng(seed).integers(0, rows, (DRAWS, rows))
+    return np.stack([np.bincount(own, minlength=rows) for own in at]).astype(float)
+
+
+def resampled(a: Array, b: Array, counts: Array) -> Array:
+    """Spearman's correlation of the columns of two tables in which each row stands so many times.
+
+    The rank of a row is half more than the rows below it and half of those equal to it, itself counted.
+
+    Args:
+        a, b: (rows, columns).
+        counts: (draws, rows).
+
+    Returns:
+        (draws, columns); NaN where one side is constant.
+
+    Example:
+        >>> a, b = np.array([[1.0], [2.0], [3.0], [4.0]]), np.array([[1.0], [3.0], [2.0], [4.0]])
+        >>> resampled(a, b, np.array([[1.0, 1, 1, 1], [2, 0, 0, 2]])).round(3).tolist()
+        [[0.8], [1.0]]
+    """
+    found = np.full((len(counts), a.shape[1]), math.nan)
+    total = counts.sum(axis=1, keepdims=True)
+    for k in range(a.shape[1]):
+        off = []
+        for values in (a[:, k], b[:, k]):
+            above = (values[:, None] < values) + 0.5 * (
+                values[:, None] == values
+            )  # [j, i]: row i above row j
+            ranks = counts @ above + 0.5
+            off.append(ranks - (counts * ranks).sum(axis=1, keepdims=True) / total)
+        size = np.sqrt((counts * off[0] ** 2).sum(axis=1) * (counts * off[1] ** 2).sum(axis=1))
+        np.divide((counts * off[0] * off[1]).sum(axis=1), size, out=found[:, k], where=size > 0)
+    return found
+
+
+def means(found: Array) -> Array:
+    """The mean of each row over what is known in it; NaN where nothing is."""
+    known = ~np.isnan(found)
+    out: Array = np.full(len(found), math.nan)
+    count = known.sum(axis=1)
+    np.divide(np.where(known, found, 0.0).sum(axis=1), count, out=out, where=count > 0)
+    return out
 
 
 def spearman(a: Sequence[float] | Array, b: Sequence[float] | Array) -> float:

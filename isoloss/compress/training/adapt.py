@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from isoloss.compress.compressed import Compressed
 from isoloss.compress.formats import Fixed, round_fixed
 from isoloss.compress.layers import Layer, find
-from isoloss.compress.training.places import finished, install, matrix_of, refuse_prepared, remove
+from isoloss.compress.training.places import (
+    finished,
+    install,
+    matrix_of,
+    refuse_finished,
+    refuse_prepared,
+    remove,
+)
 from isoloss.compress.training.steps import applied
 
 Strategy = Literal["min", "mean", "max"]
@@ -369,13 +376,19 @@ class Adapting:
         return self._cost / self._steps if self._steps else self._relative()
 
     def finish(self) -> Compressed:
-        """Take the rounding out and encode: the model has the copies that a forward pass computed with, bit for bit."""
+        """Take the rounding out and encode: the model has the copies that a forward pass computed with, bit for bit.
+
+        Raises:
+            ValueError: it was done already.
+        """
+        layers = [state.layer for state in self._states.values()]
+        refuse_finished(layers)
         kept, encoded = {}, {}
         for name, state in self._states.items():
             kept[name] = self._own(state)[0]
             format = Fixed(state.word.integer, state.word.fraction)
             encoded[name] = format.encode(state.copy.copy)
-        remove(self.model, [state.layer for state in self._states.values()])
+        remove(self.model, layers)
         note = f"trained in fixed point whose words changed in {len(self.ledger)} decisions"
         return finished(self.model, encoded, kept, [note], time.perf_counter() - self._began)
 

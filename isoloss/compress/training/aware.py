@@ -19,7 +19,14 @@ from isoloss.compress.formats import Coded, Grid
 from isoloss.compress.layers import Layer, find
 from isoloss.compress.recipe import Choice, chosen
 from isoloss.compress.training.inputs import RoundedInput, entering
-from isoloss.compress.training.places import finished, install, matrix_of, refuse_prepared, remove
+from isoloss.compress.training.places import (
+    finished,
+    install,
+    matrix_of,
+    refuse_finished,
+    refuse_prepared,
+    remove,
+)
 from isoloss.compress.training.steps import KINDS, Kind, Steps, has_scale, started
 
 TRAINED = "trained with rounded weights"
@@ -127,8 +134,7 @@ class Training:
         Raises:
             ValueError: it was done already, or a weight is not finite.
         """
-        if not hasattr(self._layers[0].module, "parametrizations"):
-            raise ValueError("the training was finished already. Prepare the model again to go on")
+        refuse_finished(self._layers)
         kept, encoded = {}, {}
         for layer in self._layers:
             whole: Tensor = layer.module.parametrizations[layer.parameter].original.detach()  # type: ignore[union-attr,index]

@@ -78,6 +78,16 @@ def refuse_prepared(model: nn.Module) -> None:
             )
 
 
+def refuse_finished(layers: Sequence[Layer]) -> None:
+    """Refuse layers whose roundings were taken out.
+
+    Raises:
+        ValueError: they were.
+    """
+    if not all(parametrize.is_parametrized(layer.module) for layer in layers):
+        raise ValueError("the training was finished already. Prepare the model again to go on")
+
+
 def remove(model: nn.Module, layers: Sequence[Layer]) -> None:
     """Take the roundings out again; the parameters are what was trained."""
     for path in {path for layer in layers for path in (layer.path, *layer.tied)}:
