@@ -8,15 +8,18 @@ bandwidth is that of reading such copies and doing nothing else, in the same rou
 from __future__ import annotations
 
 import argparse
+import ctypes
 import math
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks import page
 from isoloss import native
 from isoloss.compress import formats
 from isoloss.deploy import pack_weight, product
@@ -25,6 +28,8 @@ from isoloss.native.products import read_bytes
 
 COLD = 256 << 20
 SPECS = ("table2", "table3", "table4", "table3+0.45%", "int2/g64", "int3/g128", "int4/g128", "int8")
+OTHERS = {"int16": ("table3", "int4/g128"), "float": ("table3", "table4")}
+"""Activations that are not rounded to 8 bits -> formats."""
 
 
 @dataclass
@@ -35,6 +40,7 @@ class Way:
     bytes: int
     calls: list[Callable[[], object]]
     times: list[float] = field(default_factory=list)
+    done: Callable[[], object] = lambda: None
 
     def go(self, turn: int) -> None:
         call = self.calls[turn % len(self.calls)]
@@ -127,72 +133,215 @@ def onnx(rows: int, columns: int, tokens: int, bits: int, threads: int) -> Way:
     return Way(f"ONNX Runtime MatMulNBits {bits} bits", size, [lambda s=s: s.run(None, feed) for s in made])
 
 
+class _Init(ctypes.Structure):
+    _fields_ = [("size", ctypes.c_size_t), ("buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool)]
+
+
+class _Plan(ctypes.Structure):
+    """What ``ggml_graph_plan`` gives; room behind for what newer versions add."""
+
+    _fields_ = [("size", ctypes.c_size_t), ("memory", ctypes.c_void_p), ("rest", ctypes.c_uint64 * 14)]
+
+
+class _Threads(ctypes.Structure):
+    _fields_ = [
+        ("mask", ctypes.c_bool * 512), ("threads", ctypes.c_int), ("priority", ctypes.c_int),
+        ("poll", ctypes.c_uint32), ("strict", ctypes.c_bool), ("paused", ctypes.c_bool),
+    ]  # fmt: skip
+
+
+class Ggml:
+    """A library that has ggml in it, such as the one file of the package ``xllamacpp``."""
+
+    def __init__(self, path: Path) -> None:
+        self.all = ctypes.CDLL(str(path))
+        pointers = {
+            "ggml_init": [_Init],
+            "ggml_new_graph": [ctypes.c_void_p],
+            "ggml_get_data": [ctypes.c_void_p],
+        }
+        pointers["ggml_new_tensor_2d"] = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+        pointers["ggml_mul_mat"] = [ctypes.c_void_p] * 3
+        for name, takes in pointers.items():
+            function = getattr(self.all, name)
+            function.argtypes, function.restype = takes, ctypes.c_void_p
+        self.all.ggml_build_forward_expand.argtypes = [ctypes.c_void_p] * 2
+        self.all.ggml_nbytes.argtypes, self.all.ggml_nbytes.restype = [ctypes.c_void_p], ctypes.c_size_t
+        self.all.ggml_free.argtypes = [ctypes.c_void_p]
+        self.all.ggml_quantize_chunk.argtypes = [
+            ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p,
+        ]  # fmt: skip
+        self.all.ggml_quantize_chunk.restype = ctypes.c_size_t
+        self.all.ggml_graph_plan.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
+        self.all.ggml_graph_plan.restype = _Plan
+        self.all.ggml_graph_compute.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+        self.all.ggml_threadpool_new.argtypes = [ctypes.c_void_p]
+        self.all.ggml_threadpool_new.restype = ctypes.c_void_p
+        self.all.ggml_cpu_init()
+
+    def sets(self) -> str:
+        """Instruction sets that it was built with and this processor has."""
+        known = ("avx2", "avx512", "avx512_vbmi", "avx512_vnni", "avx_vnni", "amx_int8")
+        return ", ".join(name for name in known if getattr(self.all, f"ggml_cpu_has_{name}")())
+
+
+GGML_TYPES = {"Q4_0": 2, "Q3_K": 11, "Q4_K": 12}
+
+
+def ggml(library: Ggml, rows: int, columns: int, tokens: int, kind: str, threads: int) -> Way:
+    """Its product of a matrix as its files store it (not rearranged) with float32 activations."""
+    base, number = library.all, GGML_TYPES[kind]
+    some = np.random.default_rng(0).standard_normal((64, columns)).astype(np.float32)
+    encoded = np.empty(some.nbytes, np.uint8)
+    used = base.ggml_quantize_chunk(number, some.ctypes.data, encoded.ctypes.data, 0, 64, columns, None)
+    size = used * rows // 64
+    count = copies(size)
+    context = base.ggml_init(_Init(count * (size + (1 << 20)) + (64 << 20), None, False))
+    x = base.ggml_new_tensor_2d(context, 0, columns, tokens)
+    ctypes.memset(base.ggml_get_data(x), 0x3F, 4 * columns * tokens)
+    asked = _Threads(threads=threads, poll=50)
+    pool = base.ggml_threadpool_new(ctypes.addressof(asked))
+    calls, kept = [], []
+    for _ in range(count):
+        weight = base.ggml_new_tensor_2d(context, number, columns, rows)
+        assert base.ggml_nbytes(weight) == size
+        whole = np.tile(encoded[:used], rows // 64)
+        ctypes.memmove(base.ggml_get_data(weight), whole.ctypes.data, size)
+        graph = base.ggml_new_graph(context)
+        base.ggml_build_forward_expand(graph, base.ggml_mul_mat(context, weight, x))
+        plan = base.ggml_graph_plan(graph, threads, pool)
+        work = np.empty(plan.size + 64, np.uint8)
+        plan.memory = work.ctypes.data
+        kept.append((plan, work))
+        calls.append(lambda graph=graph, plan=plan: base.ggml_graph_compute(graph, ctypes.byref(plan)))
+    way = Way(f"ggml {kind}", size, calls)
+    way.done = lambda: base.ggml_free(context) if kept else None
+    return way
+
+
 def reading(size: int) -> Way:
     """Copies read and nothing else, one thread."""
     memory = [np.ones(size, np.uint8) for _ in range(copies(size))]
     return Way("reading alone, one thread", size, [lambda m=m: read_bytes(m) for m in memory])
 
 
-def table(rows: int, columns: int, tokens: int, threads: int, rounds: int, only: list[str]) -> None:
+@dataclass(frozen=True)
+class Timed:
+    """A way as it was timed: its seconds, and those of reading as many bytes in the same rounds."""
+
+    bytes: int
+    times: tuple[float, ...]
+    reading: tuple[float, ...]
+
+    def shares(self) -> tuple[float, float]:
+        """Of the speed of reading: by the best times, by the medians."""
+        return min(self.reading) / min(self.times), float(np.median(self.reading) / np.median(self.times))
+
+
+def timed(
+    rows: int, columns: int, tokens: int, threads: int, rounds: int, only: list[str], library: Ggml | None
+) -> dict[str, Timed | str]:
+    """Every way by its name; why not, where it cannot be run."""
     torch.set_num_threads(threads)
-    makes = [lambda: reading(rows * columns // 2)]
-    makes += [lambda spec=spec: ours(spec, rows, columns, tokens, threads, "int8") for spec in SPECS]
-    makes += [
-        lambda spec=spec: ours(spec, rows, columns, tokens, threads, "int16")
-        for spec in ("table3", "int4/g128")
-    ]
-    if tokens == 1:
-        makes += [
-            lambda spec=spec: ours(spec, rows, columns, tokens, threads, "float")
-            for spec in ("table3", "table4")
-        ]
-    makes += [
-        lambda: floats(rows, columns, tokens, torch.float32),
-        lambda: floats(rows, columns, tokens, torch.bfloat16),
-    ]
-    makes += [lambda: dynamic(rows, columns, tokens)]
-    makes += [lambda bits=bits: onnx(rows, columns, tokens, bits, threads) for bits in (2, 4)]
-    best = 0.0
-    print(f"\n{rows} x {columns}, {tokens} token(s), {threads} thread(s), load {os.getloadavg()[0]:.1f}\n")
-    print("| way | MB | best µs | median µs | GB/s | of reading |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    for make in makes:
+    makes: dict[str, Callable[[], Way]] = {
+        "reading alone, one thread": lambda: reading(rows * columns // 2),
+        **{
+            f"isoloss {spec}": lambda spec=spec: ours(spec, rows, columns, tokens, threads, "int8")
+            for spec in SPECS
+        },
+    }
+    for activations, specs in OTHERS.items():
+        for spec in specs if activations != "float" or tokens == 1 else ():
+            makes[f"isoloss {spec}, {activations} activations"] = lambda spec=spec, kind=activations: ours(
+                spec, rows, columns, tokens, threads, kind
+            )
+    makes["torch float32"] = lambda: floats(rows, columns, tokens, torch.float32)
+    makes["torch bfloat16"] = lambda: floats(rows, columns, tokens, torch.bfloat16)
+    makes["torch int8, dynamic"] = lambda: dynamic(rows, columns, tokens)
+    for bits in (2, 4):
+        makes[f"ONNX Runtime MatMulNBits {bits} bits"] = lambda bits=bits: onnx(
+            rows, columns, tokens, bits, threads
+        )
+    for kind in GGML_TYPES if library is not None else ():
+        makes[f"ggml {kind}"] = lambda kind=kind: ggml(library, rows, columns, tokens, kind, threads)
+    found: dict[str, Timed | str] = {}
+    for name, make in makes.items():
+        if only and not any(word in name for word in (*only, "reading")):
+            continue
         try:
             way = make()
         except Exception as error:
-            print(f"| not run: {str(error).splitlines()[0][:80]} | | | | | |")
+            found[name] = str(error).splitlines()[0][:80]
             continue
-        if only and not any(word in way.name for word in (*only, "reading")):
-            continue
-        beside = reading(way.bytes) if not way.name.startswith("reading") else way
+        beside = reading(way.bytes) if not name.startswith("reading") else way
         for turn in range(max(rounds, 2 * len(way.calls))):
             way.go(turn)
             if beside is not way:
                 beside.go(turn)
-        rate = beside.bytes / min(beside.times)
-        best = max(best, rate)
-        fast, middle = min(way.times), float(np.median(way.times))
-        own = way.bytes / fast
-        print(
-            f"| {way.name} | {way.bytes / 1e6:.2f} | {fast * 1e6:.0f} | {middle * 1e6:.0f} | {own / 1e9:.1f} | {own / rate:.0%} |"
-        )
+        way.done()
+        found[name] = Timed(way.bytes, tuple(way.times), tuple(beside.times))
+    return found
+
+
+def table(shape: str, threads: int, columns: dict[int, dict[str, Timed | str]], load: float) -> str:
+    """Of one shape: a row for each way, by tokens."""
+    head = ["way", "MB"]
+    for tokens in columns:
+        head += [f"{plural(tokens)}, best µs", "median"]
+        head += ["of reading", "by medians"] if tokens == 1 else []
+    lines, absent = [], {}
+    for name in dict.fromkeys(name for own in columns.values() for name in own):
+        size = next((one.bytes for own in columns.values() if isinstance(one := own.get(name), Timed)), None)
+        if size is None:
+            absent[name] = next(own[name] for own in columns.values() if name in own)
+            continue
+        line = [name, f"{size / 1e6:.2f}"]
+        for tokens, own in columns.items():
+            one = own.get(name)
+            if not isinstance(one, Timed):
+                line += [""] * (4 if tokens == 1 else 2)
+                continue
+            line += [f"{min(one.times) * 1e6:.0f}", f"{float(np.median(one.times)) * 1e6:.0f}"]
+            line += [f"{share:.0%}" for share in one.shares()] if tokens == 1 else []
+        lines.append(line)
+    where = f"{shape.replace('x', ' × ')}, {plural(threads, 'thread')}, load {load:.1f}:"
+    text = f"{where}\n\n{page.table(head, lines, range(1, len(head)))}"
+    return text + "".join(f"\n\nNot run: {name}: {why}" for name, why in absent.items())
+
+
+def plural(count: int, what: str = "token") -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def main() -> None:
-    """Print a table per shape, tokens and threads."""
+    """A table for each shape and number of threads."""
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parse.add_argument("--tokens", type=int, nargs="+", default=[1, 4, 16])
     parse.add_argument("--shapes", nargs="+", default=["4096x4096", "2048x8192"])
     parse.add_argument("--rounds", type=int, default=40)
     parse.add_argument("--only", nargs="*", default=[])
+    parse.add_argument(
+        "--ggml", type=Path, help="folder with libggml-base.so.0 and libggml-cpu.so.0, for its rows"
+    )
+    parse.add_argument("--out", type=Path, help="page to write the tables to; else they are printed")
     asked = parse.parse_args()
-    print(native.status())
+    library = Ggml(asked.ggml) if asked.ggml else None
+    parts = [f"{page.machine()} torch {torch.__version__}; {native.status()}"]
+    if library is not None:
+        parts[0] += f"; ggml built for {library.sets()}"
     for threads in asked.threads:
         for shape in asked.shapes:
             rows, columns = map(int, shape.split("x"))
-            for tokens in asked.tokens:
-                table(rows, columns, tokens, threads, asked.rounds, asked.only)
+            load = os.getloadavg()[0]
+            found = {
+                tokens: timed(rows, columns, tokens, threads, asked.rounds, asked.only, library)
+                for tokens in asked.tokens
+            }
+            parts.append(table(shape, threads, found, load))
+            print(parts[-1], flush=True)
+    if asked.out:
+        page.put(asked.out, "matvec", "\n\n".join(parts))
 
 
 if __name__ == "__main__":

@@ -3,15 +3,9 @@
  * 16 bits are two tokens of 8 bits: code = 256 high + low, with scales of that ratio.
  */
 #include "bytes.h"
-#include "isoloss.h"
+#include "kernels.h"
 
 #include <math.h>
-
-#ifndef SET
-#define SET plain
-#endif
-#define JOINED(a, b) a##b
-#define NAMED(a, b) JOINED(a, b)
 
 #define TINY 0x1p-126f /* scales below are 0, and so are their codes */
 
@@ -35,42 +29,40 @@ static float largest(const float *x, int32_t count)
     return most >= infinite ? NAN : size;
 }
 
-void NAMED(activations_, SET)(const float *x, int64_t tokens, int64_t columns, const int32_t *start,
-                              const int32_t *count, const int32_t *wide, int32_t stride, const int64_t *place,
-                              const int32_t *segment, int64_t runs, int64_t segments, int64_t width, int32_t parts,
-                              int8_t *codes, float *scale, int32_t *sum, float *whole_sum);
+void NAMED(round_tokens_, SET)(const isoloss_weight *w, const float *x, int32_t parts, Rounded to, int64_t first,
+                               int64_t last);
 
-void NAMED(activations_, SET)(const float *x, int64_t tokens, int64_t columns, const int32_t *start,
-                              const int32_t *count, const int32_t *wide, int32_t stride, const int64_t *place,
-                              const int32_t *segment, int64_t runs, int64_t segments, int64_t width, int32_t parts,
-                              int8_t *codes, float *scale, int32_t *sum, float *whole_sum)
+void NAMED(round_tokens_, SET)(const isoloss_weight *w, const float *x, int32_t parts, Rounded to, int64_t first,
+                               int64_t last)
 {
     const float levels = parts == 2 ? 32512 : 127;
-    memset(codes, 0, (size_t)(tokens * parts * width));
-    memset(whole_sum, 0, (size_t)(tokens * parts * segments) * sizeof *whole_sum);
-    for (int64_t t = 0; t < tokens; t++)
-        for (int64_t b = 0; b < runs; b++) {
-            const float *from = x + t * columns + start[b];
-            const float most = largest(from, count[b]), ratio = most / levels;
+    memset(to.codes + first * parts * w->width, 0, (size_t)((last - first) * parts * w->width));
+    memset(to.segment_sum + first * parts * w->segments, 0,
+           (size_t)((last - first) * parts * w->segments) * sizeof *to.segment_sum);
+    for (int64_t t = first; t < last; t++)
+        for (int64_t b = 0; b < w->runs; b++) {
+            const int32_t count = w->count[b], wide = w->wide[b];
+            const float *from = x + t * w->columns + w->start[b];
+            const float most = largest(from, count), ratio = most / levels;
             const float unit = ratio < TINY ? 0 : ratio, divisor = unit > 0 ? unit : 1;
             int32_t low_sum = 0, high_sum = 0;
-            int8_t *const first = codes + t * parts * width + place[b], *const second = first + width;
+            int8_t *const one = to.codes + t * parts * w->width + w->place[b], *const other = one + w->width;
             if (unit > 0)
-                for (int32_t done = 0, plane = 0; done < count[b]; done += wide[b], plane++) {
-                    const int32_t left = count[b] - done, here = left < wide[b] ? left : wide[b];
-                    int8_t *const to = first + (int64_t)plane * stride, *const beside = second + (int64_t)plane * stride;
+                for (int32_t done = 0, plane = 0; done < count; done += wide, plane++) {
+                    const int32_t left = count - done, here = left < wide ? left : wide;
+                    int8_t *const high_to = one + plane * w->stride, *const low_to = other + plane * w->stride;
                     if (parts == 1)
                         for (int32_t i = 0; i < here; i++) {
                             const int32_t code = (int32_t)nearest(from[done + i] / divisor);
-                            to[i] = (int8_t)code;
+                            high_to[i] = (int8_t)code;
                             low_sum += code;
                         }
                     else
                         for (int32_t i = 0; i < here; i++) {
                             const int32_t code = (int32_t)nearest(from[done + i] / divisor);
                             const int32_t low = ((code + 128) & 255) - 128, high = (code - low) / 256;
-                            to[i] = (int8_t)high;
-                            beside[i] = (int8_t)low;
+                            high_to[i] = (int8_t)high;
+                            low_to[i] = (int8_t)low;
                             high_sum += high;
                             low_sum += low;
                         }
@@ -80,9 +72,9 @@ void NAMED(activations_, SET)(const float *x, int64_t tokens, int64_t columns, c
                 const int is_high = parts == 2 && part == 0;
                 const float own = is_high ? 256 * unit : unit;
                 const int32_t own_sum = is_high ? high_sum : low_sum;
-                scale[row * runs + b] = own;
-                sum[row * runs + b] = own_sum;
-                whole_sum[row * segments + segment[b]] += own * (float)own_sum;
+                to.scale[row * w->runs + b] = own;
+                to.sum[row * w->runs + b] = own_sum;
+                to.segment_sum[row * w->segments + w->segment[b]] += own * (float)own_sum;
             }
         }
 }

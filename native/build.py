@@ -6,6 +6,7 @@ Plain C through the system's own compiler, no Python or torch headers. ``CC`` na
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -31,12 +32,16 @@ FLAGS = [
     "-Wno-psabi",
     "-fvisibility=hidden",
     *([] if sys.platform == "win32" else ["-fPIC"]),
+    "-pthread",
 ]
 # One rounding per operation, so that all instruction sets and compilers give the same bits.
 ROUNDING = ["-ffp-contract=off", "-fno-fast-math"]
 KERNELS = ("kmeans", "columns")
 # What runs compressed weights: registers of 64 bytes serve it, where the others gain nothing from them.
-WIDE_KERNELS = ("activations", "tables", "floats", "groups", "sparse", "planes", "read")
+WIDE_KERNELS = (
+    "activations", "tables", "floats", "groups", "sparse", "planes", "read", "decode",
+    "halves", "small_floats", "wide_tables", "vectors", "patterns",
+)  # fmt: skip
 AVX512 = "f bw vl dq vbmi vnni vpopcntdq"
 
 
@@ -113,18 +118,25 @@ def _compile(command: list[str], scratch: Path) -> Path:
     deployed = {**sets, **({"avx512": wider} if wide else {})}
     jobs = [
         (f"{kernel}.c", f"{kernel}_{name}", [f"-DSET={name}", *flags])
-        for kernels, known in ((KERNELS, sets), (WIDE_KERNELS, deployed))
+        for kernels, compiled in ((KERNELS, sets), (WIDE_KERNELS, deployed))
         for kernel in kernels
-        for name, flags in known.items()
+        for name, flags in compiled.items()
     ]
-    chosen = [f'-DISOLOSS_SOURCE="{digest()}"', *(["-DISOLOSS_X86"] if wide else [])]
     objects = []
-    for source, name, flags in [*jobs, ("dispatch.c", "dispatch", chosen)]:
+    unit = scratch / "amx.o"
+    if wide and sys.platform == "linux":
+        with contextlib.suppress(_Failed):  # an assembler before 2020 does not know the matrix unit
+            _run([*command, *given, *FLAGS, *ROUNDING, *wider, "-c", str(HERE / "amx.c"), "-o", str(unit)])
+            objects.append(str(unit))
+    known = [*(["-DISOLOSS_X86"] if wide else []), *(["-DISOLOSS_AMX"] if objects else [])]
+    chosen = [f'-DISOLOSS_SOURCE="{digest()}"', *known]
+    once = [("pool.c", "pool", []), ("product.c", "product", []), ("dispatch.c", "dispatch", chosen)]
+    for source, name, flags in [*jobs, *once]:
         objects.append(str(scratch / f"{name}.o"))
         _run([*command, *given, *FLAGS, *ROUNDING, *flags, "-c", str(HERE / source), "-o", objects[-1]])
     library = scratch / LIBRARY
     maths = [] if sys.platform == "win32" else ["-lm"]
-    _run([*command, *given, "-shared", *objects, *maths, "-o", str(library)])
+    _run([*command, *given, "-shared", "-pthread", *objects, *maths, "-o", str(library)])
     return library
 
 

@@ -218,6 +218,46 @@ ALWAYS float total(reals v)
     return v[0];
 }
 
+#ifdef __clang__
+#define OF_TWO(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define OF_TWO(a, b, ...) __builtin_shuffle(a, b, (whole){__VA_ARGS__})
+#endif
+
+/* The sums of the lanes of 16 vectors, one in each lane. */
+ALWAYS whole totals(const whole *v)
+{
+#if defined(__AVX512F__)
+    whole two[8], four[4], eight[2];
+UNROLLED(8)
+    for (int i = 0; i < 8; i++)
+        two[i] = OF_TWO(v[2 * i], v[2 * i + 1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
+                 OF_TWO(v[2 * i], v[2 * i + 1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+UNROLLED(4)
+    for (int i = 0; i < 4; i++)
+        four[i] = OF_TWO(two[2 * i], two[2 * i + 1], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+                  OF_TWO(two[2 * i], two[2 * i + 1], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+UNROLLED(2)
+    for (int i = 0; i < 2; i++)
+        eight[i] = OF_TWO(four[2 * i], four[2 * i + 1], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
+                   OF_TWO(four[2 * i], four[2 * i + 1], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    return OF_TWO(eight[0], eight[1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+           OF_TWO(eight[0], eight[1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+#else
+    int32_t all[LANES_OUT];
+    for (int i = 0; i < LANES_OUT; i++) {
+        int32_t lane[LANES_OUT], sum = 0;
+        memcpy(lane, v + i, sizeof lane);
+        for (int l = 0; l < LANES_OUT; l++)
+            sum += lane[l];
+        all[i] = sum;
+    }
+    whole out;
+    memcpy(&out, all, sizeof out);
+    return out;
+#endif
+}
+
 /* An fp16 number, exact. */
 ALWAYS float half_to_float(uint16_t half)
 {

@@ -4,26 +4,9 @@
  * plane p stands before.
  */
 #include "bytes.h"
-#include "isoloss.h"
-
-#ifndef SET
-#define SET plain
-#endif
-#define JOINED(a, b) a##b
-#define NAMED(a, b) JOINED(a, b)
+#include "kernels.h"
 
 enum { AHEAD = 2048, ENTRIES = 16, BYTES = 4 };
-
-typedef struct {
-    const uint8_t *codes;
-    const uint16_t *table;
-    int64_t row_bytes;
-    const int32_t *wide, *segment;
-    int64_t blocks, segments;
-    const float *x;
-    float *out;
-    int64_t out_stride;
-} Product;
 
 ALWAYS reals load_reals(const float *from)
 {
@@ -60,17 +43,19 @@ ALWAYS reals table_of(const uint16_t *from, int bits)
 
 ALWAYS void rows_of(const Product *m, int64_t first, int64_t last, int64_t token, const int bits)
 {
-    const float *const x0 = m->x + token * m->blocks * PLANES * WIDE;
+    const isoloss_weight *const w = m->weight;
+    const uint16_t *const tables = w->table;
+    const float *const x0 = m->floats + token * w->runs * PLANES * WIDE;
     for (int64_t r = first; r < last; r++) {
-        const uint8_t *code = m->codes + r * m->row_bytes;
+        const uint8_t *code = w->codes + r * w->row_bytes;
         reals sum[BYTES] = {{0}}, table = {0};
         int32_t segment = -1;
-        for (int64_t b = 0; b < m->blocks; b++) {
-            if (m->segment[b] != segment) {
-                segment = m->segment[b];
-                table = table_of(m->table + ((r * m->segments + segment) << bits), bits);
+        for (int64_t b = 0; b < w->runs; b++) {
+            if (w->segment[b] != segment) {
+                segment = w->segment[b];
+                table = table_of(tables + ((r * w->segments + segment) << bits), bits);
             }
-            const int32_t wide = m->wide[b];
+            const int32_t wide = w->wide[b];
             bytes in[8];
             if (wide == WIDE) {
 UNROLLED(4)
@@ -92,7 +77,7 @@ UNROLLED(4)
                     sum[i] = add_products(sum[i], table, codes, i, load_reals(x + p * WIDE + i * LANES_OUT), bits);
             }
         }
-        m->out[token * m->out_stride + r] = total((sum[0] + sum[1]) + (sum[2] + sum[3]));
+        m->out[token * w->rows + r] = total((sum[0] + sum[1]) + (sum[2] + sum[3]));
     }
 }
 
@@ -106,21 +91,29 @@ OF_BITS(2)
 OF_BITS(3)
 OF_BITS(4)
 
-void NAMED(table_floats_, SET)(const uint8_t *codes, int32_t bits, int64_t row_bytes, const uint16_t *table,
-                               const int32_t *wide, const int32_t *segment, int64_t blocks, int64_t segments,
-                               const float *x, int64_t tokens, int64_t first, int64_t last, float *out,
-                               int64_t out_stride);
+void NAMED(float_rows_, SET)(const Product *m, int64_t first, int64_t last);
+void NAMED(order_tokens_, SET)(const isoloss_weight *w, const float *x, float *to, int64_t first, int64_t last);
 
-void NAMED(table_floats_, SET)(const uint8_t *codes, int32_t bits, int64_t row_bytes, const uint16_t *table,
-                               const int32_t *wide, const int32_t *segment, int64_t blocks, int64_t segments,
-                               const float *x, int64_t tokens, int64_t first, int64_t last, float *out,
-                               int64_t out_stride)
+void NAMED(float_rows_, SET)(const Product *m, int64_t first, int64_t last)
 {
     static void (*const of_bits[])(const Product *, int64_t, int64_t, int64_t) = {rows_1, rows_2, rows_3, rows_4};
-    const Product m = {codes, table, row_bytes, wide, segment, blocks, segments, x, out, out_stride};
     enum { NEAR = 16 };
-    const int64_t step_rows = tokens > 1 ? NEAR : last - first;
+    const int64_t step_rows = m->tokens > 1 ? NEAR : last - first;
     for (int64_t from = first; from < last; from += step_rows)
-        for (int64_t t = 0; t < tokens; t++)
-            of_bits[bits - 1](&m, from, last - from < step_rows ? last : from + step_rows, t);
+        for (int64_t t = 0; t < m->tokens; t++)
+            of_bits[m->weight->bits - 1](m, from, last - from < step_rows ? last : from + step_rows, t);
+}
+
+void NAMED(order_tokens_, SET)(const isoloss_weight *w, const float *x, float *to, int64_t first, int64_t last)
+{
+    memset(to + first * w->runs * PLANES * WIDE, 0, (size_t)((last - first) * w->runs * PLANES * WIDE) * sizeof *to);
+    for (int64_t t = first; t < last; t++)
+        for (int64_t b = 0; b < w->runs; b++) {
+            const float *const from = x + t * w->columns + w->start[b];
+            float *const block = to + (t * w->runs + b) * PLANES * WIDE;
+            const int32_t wide = w->wide[b], count = w->count[b];
+            for (int32_t done = 0, p = 0; done < count; done += wide, p++)
+                for (int32_t i = 0; i < wide && done + i < count; i++)
+                    block[p * WIDE + i % BYTES * LANES_OUT + i / BYTES] = from[done + i];
+        }
 }

@@ -11,7 +11,7 @@
 #endif
 
 /* Changes whenever a declaration below changes; isoloss/native/library.py names the number that it speaks. */
-#define ISOLOSS_ABI 3
+#define ISOLOSS_ABI 4
 
 ISOLOSS_API int32_t isoloss_abi(void);
 
@@ -56,94 +56,141 @@ ISOLOSS_API int32_t isoloss_round_columns(float *x, int64_t columns, int64_t row
                                           const int32_t *group, int32_t groups, const float *moves, const float *old,
                                           const uint8_t *kept, uint8_t *codes, float *moved, int32_t set);
 
-/* Activations rounded to 8 bits, or (parts 2) to 16 bits as two tokens of 8: code = 256 high + low, high first.
+/* A matrix that is multiplied with float32 activations: what it holds becomes floats as it is read.
  *
- * x         tokens * columns floats
- * start     runs: first column of each run of columns that has one scale
- * count     runs: its columns
- * wide      runs: columns per plane; plane p of a run begins `stride * p` bytes behind its place
- * place     runs: where the run begins in a row of codes
- * segment   runs: ascending, which sum of `segment_sum` it counts in
- * width     bytes of a row of codes
- * codes     tokens * parts * width; what no column has is 0
- * scale     tokens * parts * runs: largest size / 127, or / 32512 (high: times 256); NaN where a number is NaN or infinite
- * sum       tokens * parts * runs: of the codes
- * segment_sum  tokens * parts * segments: sum of scale * sum, in order
+ * kind 0    rows * columns numbers of 16 bits in `value`; `scale`: floats, rows * groups of `group` columns; NULL: none
+ * kind 1    codes of `bits` (1 to 8) bits in tiles of 16 rows, of each group of columns two at a time (an odd last one
+ *           filled up), 4 * bits bytes in `code`, a stream of bits. With `exponent` 1 to 5 they are floats of so many
+ *           exponent bits and that bias; with 0 whole numbers, n * code + bias - zero (`zero`: tiles * groups * 16, or
+ *           NULL); with -1 places in `value`, 16 floats (bits at most 4). `scale`: of `scale_type`, tiles * groups * 16;
+ *           NULL: none; `unit`: tiles * 16, times all of a row; NULL: none
+ * kind 2    codes of 5 to 8 bits in `code`, rows * groups, each group a stream of bits that ends on a byte of eight codes;
+ *           `value`: fp16, rows * groups * 2^bits, or (shared) groups * 2^bits
+ * kind 3    codes of 1 to 16 bits, each for `group` columns of a row: vectors * tiles * 2 * bits bytes; `value`: fp16,
+ *           2^bits * group
+ * kind 4    n of every `group` columns: `value` rows * kept, kept a multiple of 16; `code`: rows * kept places within the
+ *           group, a stream of `bits` (1 to 8); `index`: kept, the first column of the group of each
+ * kind 5    blocks of 16 rows * `group` columns: `value` blocks * group * 16; `index`: which columns, in units of `group`,
+ *           `start`: tiles + 1, the first block of each tile
+ * type      of `value`: 0 float, 1 fp16, 2 bf16, 3 int16 (kind 0 alone; 0 not there)
+ * scale_type  of `scale`: 0 float, 1 fp16, 4 powers of two as exponent + 127, 5 E4M3 without its sign
+ */
+typedef struct {
+    int64_t rows, columns, group, kept;
+    const void *value, *scale;
+    const uint8_t *code, *zero;
+    const float *unit;
+    const int32_t *index, *start;
+    int32_t kind, type, scale_type, bits, exponent, bias, n, shared;
+} isoloss_reals;
+
+/* A compressed matrix: sizes, and arrays that the caller keeps. Rows and columns are cut as bytes.h says; a run is the columns
+ * that have one scale of activations, a segment those that have one table or scale.
+ *
+ * kind      ISOLOSS_TABLES, ISOLOSS_FLOATS, ISOLOSS_LEVELS; ISOLOSS_REALS: `reals` alone; ISOLOSS_ADDED: outliers alone
+ * bits      of a code: tables 1 to 6, floats 1 to 4, levels 1 to 8 (with a table 1 to 4)
+ * start     runs: first column; count: runs: columns
+ * wide      runs: columns per plane of activations; plane p of a run begins `stride * p` bytes behind its place
+ * segment   runs: ascending; place: runs: where the run begins in a token's activations, which take `width` bytes
+ * codes     tables and floats: rows * row_bytes; levels: tiles of 16 rows * row_bytes (reals: what a row takes, about)
+ * table     tables: rows * segments * 2^bits bytes; floats: as many fp16 numbers; levels: 64 bytes, a table repeated, or
+ *           NULL: a code is its own value
+ * step      tables: rows * segments; low: the same: an entry is low + step * byte
+ * scale     levels: tiles * segments * 16, float or (half) fp16; zero: tiles * segments * 16, or NULL
+ * times     levels: a level is times * (table of) code + offset - zero
+ * outlier   fp16 numbers in compressed rows, added to the rest, or NULL: outlier_column has outlier_bytes (1, 2 or 4) each,
+ *           outlier_row rows + 1 pointers, ascending
+ */
+enum { ISOLOSS_TABLES, ISOLOSS_FLOATS, ISOLOSS_LEVELS, ISOLOSS_REALS, ISOLOSS_ADDED };
+
+typedef struct {
+    int64_t kind, bits, rows, columns, runs, segments, width, stride, row_bytes;
+    const int32_t *start, *count, *wide, *segment;
+    const int64_t *place;
+    const uint8_t *codes;
+    const void *table;
+    const float *step, *low;
+    const void *scale;
+    const uint8_t *zero;
+    int64_t half, times, offset, outlier_bytes;
+    const uint16_t *outlier;
+    const void *outlier_column;
+    const int32_t *outlier_row;
+    const isoloss_reals *reals;
+} isoloss_weight;
+
+/* Whether sizes and layout are as above: 0, or 2. What lies in codes, tables and scales may be anything; columns and pointers
+ * of outliers are not looked at. */
+ISOLOSS_API int32_t isoloss_weight_fits(const isoloss_weight *weight);
+
+/* out = x times the matrix, transposed, plus bias. The weight must have been found to fit.
+ *
+ * x         tokens * columns
+ * parts     tables and levels: activations are rounded to 8 bits (1), or to 16 as two tokens of 8 (2); others: 1
+ * bias      rows; NULL: none
+ * out       tokens * rows; of ISOLOSS_ADDED, what is added to
+ * threads   that share rows at most, this one among them
  * set       the place in isoloss_sets() of the instruction set to use
  *
- * Returns 0; 2: a size, place or set out of range.
- */
-ISOLOSS_API int32_t isoloss_activations(const float *x, int64_t tokens, int64_t columns, const int32_t *start,
-                                        const int32_t *count, const int32_t *wide, int32_t stride,
-                                        const int64_t *place, const int32_t *segment, int64_t runs, int64_t segments,
-                                        int64_t width, int32_t parts, int8_t *codes, float *scale, int32_t *sum,
-                                        float *segment_sum, int32_t set);
-
-/* Rows with tables of bytes, times activations of 8 bits: out = sum over segments of step * (sum over its blocks, lane by
- * lane, of scale * exact product, lanes then added) + low * segment_sum.
+ * Activations, per token and run: size / 127 (or 32512) of the largest is the scale, NaN where a number is NaN or infinite.
+ * Tables: sum over segments of step * (sum over its runs, in order, of scale * exact product) + low * (sum of scale * sum of
+ * codes). Levels: sum over runs, in order, of (times * exact product + (offset - zero) * sum of codes) * (scale * scale).
  *
- * codes     rows * row_bytes, blocks as bytes.h says
- * bits      1 to 6
- * table     rows * segments * 2^bits
- * step      rows * segments; low: the same
- * wide      blocks: bytes per plane, 1 to 64
- * segment   blocks: ascending
- * x         tokens * blocks * 512 bytes; x_scale: tokens * blocks; x_sum: tokens * segments
- * first     row, and the one behind the last
- * out       tokens * out_stride; rows first to last are written
+ * Returns 0; 1: no memory; 2: a size or set out of range.
+ */
+ISOLOSS_API int32_t isoloss_product(const isoloss_weight *weight, const float *x, int64_t tokens, int32_t parts,
+                                    const float *bias, float *out, int32_t threads, int32_t set);
+
+/* A stored weight of a model, rows * columns: `weight`, or where that is NULL floats, or (upper) bfloat16, in `floats`; of no
+ * rows where there is no such weight.
+ *
+ * parts     as isoloss_product takes it; bias: rows, or NULL
+ */
+typedef struct {
+    const isoloss_weight *weight;
+    const void *floats;
+    const float *bias;
+    int64_t rows, columns, upper, parts;
+} isoloss_matrix;
+
+/* k and v may have no rows: q then has theirs behind its own. */
+typedef struct {
+    isoloss_matrix q, k, v, out, gate, up, down;
+    const float *attention_norm, *mlp_norm, *q_norm, *k_norm; /* NULL: no weights */
+} isoloss_layer;
+
+/* A language model: x += out(attention(norm x)), x += down(act(norm x)) in each layer, then a norm and the head.
+ *
+ * act       ISOLOSS_GATED: silu(gate) * up; ISOLOSS_SQUARED: max(up, 0)^2, without gate
+ * size      of a head; normed_heads: queries and keys are normalised, each head, before they are rotated
+ * cosine    context * size / 2; sine: the same
+ */
+enum { ISOLOSS_GATED, ISOLOSS_SQUARED };
+
+typedef struct {
+    int64_t layers, width, heads, kv_heads, size, inner, vocabulary, context, act, normed_heads;
+    float eps, head_eps, score_scale, unused;
+    const float *cosine, *sine, *norm;
+    isoloss_matrix embedding, head;
+    const isoloss_layer *layer;
+} isoloss_model;
+
+/* Tokens through a model, each after those that its text's cache holds.
+ *
+ * ids       tokens; position: place of each in its text: those of one text must be ascending
+ * cache     of each token's text: layers * 2 * kv_heads * room * (size filled up to 16) floats; room: places in it
+ * hidden    tokens * width: what the head gets
+ * logits    tokens * vocabulary; NULL: not wanted
+ * scratch   memory to work in
+ * threads   that share products, this one among them
  * set       the place in isoloss_sets() of the instruction set to use
  *
- * Returns 0; 2: a size or set out of range.
+ * Returns 0; above 0: bytes of scratch that are needed, nothing was done; -1: no memory; -2: a size, token, position or set
+ * out of range.
  */
-ISOLOSS_API int32_t isoloss_table_product(const uint8_t *codes, int32_t bits, int64_t row_bytes, const uint8_t *table,
-                                          const float *step, const float *low, const int32_t *wide,
-                                          const int32_t *segment, int64_t blocks, int64_t segments, const int8_t *x,
-                                          const float *x_scale, const float *x_sum, int64_t tokens, int64_t first,
-                                          int64_t last, float *out, int64_t out_stride, int32_t set);
-
-/* The same with tables of fp16 numbers and float32 activations; bits 1 to 4. In a block of x, lane l of byte i of plane p
- * is at 64 p + 16 i + l.
- */
-ISOLOSS_API int32_t isoloss_table_floats(const uint8_t *codes, int32_t bits, int64_t row_bytes, const uint16_t *table,
-                                         const int32_t *wide, const int32_t *segment, int64_t blocks,
-                                         int64_t segments, const float *x, int64_t tokens, int64_t first,
-                                         int64_t last, float *out, int64_t out_stride, int32_t set);
-
-/* Levels with a scale per group, times activations of 8 bits: out = sum over runs, in order, of
- * (times * exact product + (offset - zero) * x_sum) * (scale * x_scale).
- *
- * codes     tiles of 16 rows * all blocks of 32 columns * bits * 64 bytes, as bytes.h says
- * bits      1 to 8
- * table     64 bytes, the table of 2^bits (bits at most 4) repeated; NULL: a code is its own value
- * scale     tiles * groups * 16, float or (half) fp16
- * zero      tiles * groups * 16; NULL: none
- * blocks    runs: how many blocks a run has; group: runs, whose scale
- * x         tokens * 32 bytes per block; x_scale: tokens * runs; x_sum: tokens * runs
- * rows      of the matrix; first: a multiple of 16
- * out       tokens * out_stride; rows first to last, up to the end of a tile, are written
- * set       the place in isoloss_sets() of the instruction set to use
- *
- * Returns 0; 2: a size or set out of range.
- */
-ISOLOSS_API int32_t isoloss_group_product(const uint8_t *codes, int32_t bits, const uint8_t *table, const void *scale,
-                                          int32_t half, const uint8_t *zero, int32_t times, int32_t offset,
-                                          const int32_t *blocks, const int32_t *group, int64_t runs, int64_t groups,
-                                          const int8_t *x, const float *x_scale, const int32_t *x_sum, int64_t tokens,
-                                          int64_t rows, int64_t first, int64_t last, float *out, int64_t out_stride,
-                                          int32_t set);
-
-/* Products with a sparse matrix in compressed rows, added to out.
- *
- * value     fp16; column: 1, 2 or 4 bytes each; row: rows + 1 pointers, ascending
- * x         tokens * columns floats
- * first     row, and the one behind the last
- * set       the place in isoloss_sets() of the instruction set to use
- *
- * Returns 0; 2: a size or set out of range.
- */
-ISOLOSS_API int32_t isoloss_sparse_add(const uint16_t *value, const void *column, int32_t column_bytes,
-                                       const int32_t *row, const float *x, int64_t tokens, int64_t columns,
-                                       int64_t first, int64_t last, float *out, int64_t out_stride, int32_t set);
+ISOLOSS_API int64_t isoloss_decode(const isoloss_model *model, const int64_t *ids, const int64_t *position, int64_t tokens,
+                                   float *const *cache, const int64_t *room, float *hidden, float *logits,
+                                   uint8_t *scratch, int64_t scratch_bytes, int32_t threads, int32_t set);
 
 /* Exact products of unsigned whole numbers held as planes of bits: out[r][c] = sum of 2^(i + j) |a_ri AND b_cj|.
  *

@@ -1,11 +1,5 @@
 /* Products of matrices held as planes of bits, exact: AND and count; compiled once per set (SET). */
-#include "isoloss.h"
-
-#ifndef SET
-#define SET plain
-#endif
-#define JOINED(a, b) a##b
-#define NAMED(a, b) JOINED(a, b)
+#include "kernels.h"
 
 /* Bits that are set in both. */
 static inline int64_t both(const uint64_t *a, const uint64_t *b, int64_t words)

@@ -1,12 +1,6 @@
 /* Memory read and nothing else: how fast that goes; compiled once per set (SET). */
 #include "bytes.h"
-#include "isoloss.h"
-
-#ifndef SET
-#define SET plain
-#endif
-#define JOINED(a, b) a##b
-#define NAMED(a, b) JOINED(a, b)
+#include "kernels.h"
 
 int32_t NAMED(read_bytes_, SET)(const uint8_t *from, int64_t count);
 

@@ -1,12 +1,6 @@
 /* Products with a sparse matrix of fp16 numbers in compressed rows, added to what is there. */
 #include "bytes.h"
-#include "isoloss.h"
-
-#ifndef SET
-#define SET plain
-#endif
-#define JOINED(a, b) a##b
-#define NAMED(a, b) JOINED(a, b)
+#include "kernels.h"
 
 #define OF_INDEX(NAME, INDEX)                                                                                          \
     static inline float row_##NAME(const uint16_t *value, const INDEX *column, int64_t count, const float *x)          \
@@ -40,15 +34,14 @@ OF_INDEX(1, uint8_t)
 OF_INDEX(2, uint16_t)
 OF_INDEX(4, int32_t)
 
-void NAMED(sparse_add_, SET)(const uint16_t *value, const void *column, int32_t column_bytes, const int32_t *row,
-                             const float *x, int64_t tokens, int64_t columns, int64_t first, int64_t last, float *out,
-                             int64_t out_stride);
+void NAMED(sparse_rows_, SET)(const isoloss_weight *w, const float *x, int64_t tokens, float *out, int64_t first,
+                              int64_t last);
 
-void NAMED(sparse_add_, SET)(const uint16_t *value, const void *column, int32_t column_bytes, const int32_t *row,
-                             const float *x, int64_t tokens, int64_t columns, int64_t first, int64_t last, float *out,
-                             int64_t out_stride)
+void NAMED(sparse_rows_, SET)(const isoloss_weight *w, const float *x, int64_t tokens, float *out, int64_t first,
+                              int64_t last)
 {
-    (column_bytes == 1   ? rows_1
-     : column_bytes == 2 ? rows_2
-                         : rows_4)(value, column, row, x, tokens, columns, first, last, out, out_stride);
+    (w->outlier_bytes == 1   ? rows_1
+     : w->outlier_bytes == 2 ? rows_2
+                             : rows_4)(w->outlier, w->outlier_column, w->outlier_row, x, tokens, w->columns, first, last,
+                                       out, w->rows);
 }

@@ -1,138 +1,131 @@
-/* A matrix whose rows have tables, times activations of 8 bits; compiled once per set (SET).
+/* A matrix whose rows have tables of bytes, times activations of 8 bits; compiled once per set (SET).
  *
  * Columns are the lanes: 512 columns of a row are a block of eight planes (bytes.h), and a table of up to 64 bytes is one
- * register. Of the last columns of a segment, fewer than 512, a plane has an eighth.
+ * register. Of the last columns of a segment, fewer than 512, a plane has an eighth. A block's exact products of 16 rows are
+ * added up together, so that scales are applied to 16 rows at once.
  */
-#include "bytes.h"
-#include "isoloss.h"
+#include "weights.h"
 
-#ifndef SET
-#define SET plain
-#endif
-#define JOINED(a, b) a##b
-#define NAMED(a, b) JOINED(a, b)
+enum { MOST_TOKENS = 8 };
 
-enum { AHEAD = 2048, MOST_TOKENS = 8 };
-
-typedef struct {
-    const uint8_t *codes, *table;
-    int64_t row_bytes;
-    const float *step, *low;
-    const int32_t *wide, *segment;
-    int64_t blocks, segments;
-    const int8_t *x;
-    const float *x_scale, *x_total;
-    float *out;
-    int64_t out_stride;
-} Product;
-
-/* Rows first to last of `count` tokens, the first of them `token`. */
-ALWAYS void rows_of(const Product *m, int64_t first, int64_t last, int64_t token, const int count, const int bits)
+/* One number of each row. */
+ALWAYS reals of_rows(const float *from, int64_t stride, int64_t rows)
 {
-    const int64_t x_bytes = m->blocks * PLANES * WIDE;
-    const int8_t *const x0 = m->x + token * x_bytes;
-    for (int64_t r = first; r < last; r++) {
-        const uint8_t *code = m->codes + r * m->row_bytes;
-        float answer[MOST_TOKENS] = {0};
-        for (int64_t b = 0; b < m->blocks;) {
-            const int32_t segment = m->segment[b];
-            const int64_t own = r * m->segments + segment;
-            const bytes table = repeated(m->table + (own << bits), bits);
-            reals sum[MOST_TOKENS] = {{0}};
-            for (; b < m->blocks && m->segment[b] == segment; b++) {
-                const int32_t wide = m->wide[b];
-                bytes in[8], w[PLANES];
-                if (wide == WIDE) {
+    float all[TILE] = {0};
+    for (int64_t r = 0; r < rows; r++)
+        all[r] = from[r * stride];
+    reals v;
+    memcpy(&v, all, sizeof v);
+    return v;
+}
+
+/* A block of up to 16 rows: exact products with `count` tokens, lane by lane. */
+ALWAYS void block_of(const isoloss_weight *w, const uint8_t *code, int32_t wide, const uint8_t *tables, int64_t stride,
+                     int64_t rows, const int8_t *x, whole (*dots)[TILE], const int count, const int bits, const int full)
+{
+    const int64_t ahead = ahead_of(TILE * w->row_bytes);
+    for (int64_t r = 0; r < rows; r++) {
+        const bytes table = repeated(tables + r * stride, bits);
+        const uint8_t *const from = code + r * w->row_bytes;
+        bytes in[8], v[PLANES];
 UNROLLED(8)
-                    for (int k = 0; k < bits; k++) {
-                        in[k] = load_bytes(code + k * WIDE);
-                        __builtin_prefetch(code + k * WIDE + AHEAD);
-                    }
-                } else
-UNROLLED(8)
-                    for (int k = 0; k < bits; k++)
-                        in[k] = load_some(code + k * wide, wide);
-                code += bits * wide;
-UNROLLED(8)
-                for (int p = 0; p < PLANES; p++)
-                    w[p] = look(table, plane(in, bits, p), bits);
-UNROLLED(8)
-                for (int t = 0; t < count; t++) {
-                    const int8_t *x = x0 + t * x_bytes + b * PLANES * WIDE;
-                    whole even = {0}, odd = {0};
-UNROLLED(4)
-                    for (int p = 0; p < PLANES; p += 2) {
-                        even = dot(even, w[p], load_bytes((const uint8_t *)x + p * WIDE));
-                        odd = dot(odd, w[p + 1], load_bytes((const uint8_t *)x + (p + 1) * WIDE));
-                    }
-                    sum[t] += to_reals(even + odd) * m->x_scale[(token + t) * m->blocks + b];
-                }
-            }
-            for (int t = 0; t < count; t++)
-                answer[t] += m->step[own] * total(sum[t]) + m->low[own] * m->x_total[(token + t) * m->segments + segment];
+        for (int k = 0; k < bits; k++) {
+            in[k] = full ? load_bytes(from + k * WIDE) : load_some(from + k * wide, wide);
+            if (full)
+                __builtin_prefetch(from + ahead + k * WIDE, 0, 2);
         }
-        for (int t = 0; t < count; t++)
-            m->out[(token + t) * m->out_stride + r] = answer[t];
+UNROLLED(8)
+        for (int p = 0; p < PLANES; p++)
+            v[p] = look(table, plane(in, bits, p), bits);
+UNROLLED(8)
+        for (int t = 0; t < count; t++) {
+            whole sum = {0};
+UNROLLED(8)
+            for (int p = 0; p < PLANES; p++)
+                sum = dot(sum, v[p], load_bytes((const uint8_t *)x + t * w->width + p * WIDE));
+            dots[t][r] = sum;
+        }
     }
+}
+
+/* Up to 16 rows of `count` tokens, the first of them `token`. */
+ALWAYS void tile_of(const Product *m, int64_t first, int64_t rows, int64_t token, const int count, const int bits)
+{
+    const isoloss_weight *const w = m->weight;
+    const uint8_t *code = w->codes + first * w->row_bytes;
+    const int8_t *x = m->x.codes + token * w->width;
+    whole dots[MOST_TOKENS][TILE];
+    reals answer[MOST_TOKENS] = {{0}};
+    if (rows < TILE)
+        memset(dots, 0, sizeof dots);
+    for (int64_t b = 0; b < w->runs;) {
+        const int32_t segment = w->segment[b];
+        const int64_t own = first * w->segments + segment;
+        const uint8_t *const tables = (const uint8_t *)w->table + (own << bits);
+        reals sum[MOST_TOKENS] = {{0}};
+        for (; b < w->runs && w->segment[b] == segment; b++) {
+            const int32_t wide = w->wide[b];
+            if (wide == WIDE)
+                block_of(w, code, wide, tables, w->segments << bits, rows, x, dots, count, bits, 1);
+            else
+                block_of(w, code, wide, tables, w->segments << bits, rows, x, dots, count, bits, 0);
+            code += bits * wide;
+            x += PLANES * WIDE;
+            for (int t = 0; t < count; t++)
+                sum[t] += to_reals(totals(dots[t])) * m->x.scale[(token + t) * w->runs + b];
+        }
+        const reals step = of_rows(w->step + own, w->segments, rows), low = of_rows(w->low + own, w->segments, rows);
+        for (int t = 0; t < count; t++)
+            answer[t] += step * sum[t] + low * m->x.segment_sum[(token + t) * w->segments + segment];
+    }
+    for (int t = 0; t < count; t++)
+        memcpy(m->out + (token + t) * w->rows + first, &answer[t], (size_t)rows * sizeof(float));
 }
 
 typedef void rows_product(const Product *, int64_t, int64_t, int64_t, int, int);
 
 #if defined(ISOLOSS_WRITTEN_OUT)
 #define OF_COUNT(BITS, COUNT)                                                                                          \
-    static void rows_##BITS##_##COUNT(const Product *m, int64_t first, int64_t last, int64_t token, int count,         \
+    static void tile_##BITS##_##COUNT(const Product *m, int64_t first, int64_t rows, int64_t token, int count,         \
                                       int bits)                                                                        \
     {                                                                                                                  \
         (void)count;                                                                                                   \
         (void)bits;                                                                                                    \
-        rows_of(m, first, last, token, COUNT, BITS);                                                                   \
+        tile_of(m, first, rows, token, COUNT, BITS);                                                                   \
     }
 #define OF_BITS(BITS) OF_COUNT(BITS, 1) OF_COUNT(BITS, 2) OF_COUNT(BITS, 4) OF_COUNT(BITS, 8)
 OF_BITS(1) OF_BITS(2) OF_BITS(3) OF_BITS(4) OF_BITS(5) OF_BITS(6)
-#define ALL(BITS) {rows_##BITS##_1, rows_##BITS##_2, rows_##BITS##_4, rows_##BITS##_8}
+#define ALL(BITS) {tile_##BITS##_1, tile_##BITS##_2, tile_##BITS##_4, tile_##BITS##_8}
 static rows_product *const made[6][4] = {ALL(1), ALL(2), ALL(3), ALL(4), ALL(5), ALL(6)};
 #else
 /* One for all: a product per bits and tokens takes a compiler minutes where no register is 64 bytes wide. */
-static void rows_any(const Product *m, int64_t first, int64_t last, int64_t token, int count, int bits)
+static void tile_any(const Product *m, int64_t first, int64_t rows, int64_t token, int count, int bits)
 {
-    rows_of(m, first, last, token, count, bits);
+    tile_of(m, first, rows, token, count, bits);
 }
 #endif
 
-static rows_product *product_of(int32_t bits, int power)
+static rows_product *product_of(int64_t bits, int power)
 {
 #if defined(ISOLOSS_WRITTEN_OUT)
     return made[bits - 1][power];
 #else
     (void)bits;
     (void)power;
-    return rows_any;
+    return tile_any;
 #endif
 }
 
-void NAMED(table_product_, SET)(const uint8_t *codes, int32_t bits, int64_t row_bytes, const uint8_t *table,
-                                const float *step, const float *low, const int32_t *wide, const int32_t *segment,
-                                int64_t blocks, int64_t segments, const int8_t *x, const float *x_scale,
-                                const float *x_total, int64_t tokens, int64_t first, int64_t last, float *out,
-                                int64_t out_stride);
+void NAMED(table_rows_, SET)(const Product *m, int64_t first, int64_t last);
 
-void NAMED(table_product_, SET)(const uint8_t *codes, int32_t bits, int64_t row_bytes, const uint8_t *table,
-                                const float *step, const float *low, const int32_t *wide, const int32_t *segment,
-                                int64_t blocks, int64_t segments, const int8_t *x, const float *x_scale,
-                                const float *x_total, int64_t tokens, int64_t first, int64_t last, float *out,
-                                int64_t out_stride)
+void NAMED(table_rows_, SET)(const Product *m, int64_t first, int64_t last)
 {
-    const Product m = {codes,  table,    row_bytes, step,    low,     wide, segment,
-                       blocks, segments, x,         x_scale, x_total, out,  out_stride};
-    enum { NEAR = 16 }; /* rows that stay in the cache while all tokens pass */
-    const int64_t step_rows = tokens > MOST_TOKENS ? NEAR : last - first;
-    for (int64_t from = first; from < last; from += step_rows) {
-        const int64_t to = last - from < step_rows ? last : from + step_rows;
-        for (int64_t t = 0; t < tokens;) {
-            const int64_t left = tokens - t;
+    for (int64_t from = first; from < last; from += TILE)
+        for (int64_t t = 0; t < m->tokens;) {
+            const int64_t left = m->tokens - t;
             const int power = left >= 8 ? 3 : left >= 4 ? 2 : left >= 2;
-            product_of(bits, power)(&m, from, to, t, 1 << power, bits);
+            product_of(m->weight->bits, power)(m, from, last - from < TILE ? last - from : TILE, t, 1 << power,
+                                               (int)m->weight->bits);
             t += 1 << power;
         }
-    }
 }

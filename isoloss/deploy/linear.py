@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import cast
+import weakref
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from isoloss.compress.formats import Encoded
-from isoloss.deploy.operators import packed_of, packed_product, packed_rows
+from isoloss.deploy.operators import packed_of, packed_product, packed_rows, traced
 from isoloss.deploy.packing import Activations, Packed, pack_weight
-from isoloss.deploy.products import DECODED_FROM
+from isoloss.deploy.products import DECODED_FROM, product
 
 
 class PackedModule(nn.Module):
@@ -25,9 +26,17 @@ class PackedModule(nn.Module):
     def __init__(self, packed: Packed) -> None:
         super().__init__()
         self.settings = packed.settings
+        self.rows_columns = packed.shape
         self.names = " ".join(packed.tensors)
-        for name, one in packed.tensors.items():
-            self.register_buffer(name.replace(".", "_"), one)
+        self._keys = [name.replace(".", "_") for name in packed.tensors]
+        self._seen: tuple[weakref.ref[Packed], list[tuple[str, weakref.ref[Tensor], int | None]]] | None = (
+            None
+        )
+        for key, one in zip(self._keys, packed.tensors.values(), strict=True):
+            self.register_buffer(key, one)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_seen": None}
 
     @property
     def packed(self) -> Packed:
@@ -36,11 +45,43 @@ class PackedModule(nn.Module):
         Raises:
             ValueError: they were changed to what is none.
         """
-        return packed_of(self.tensors(), self.names, self.settings)
+        if self._seen is not None:
+            packed, buffers = self._seen[0](), self._buffers
+            for key, tensor, version in self._seen[1]:
+                now = buffers[key]
+                if now is not tensor() or (version is not None and cast(Tensor, now)._version != version):
+                    break
+            else:
+                if packed is not None:
+                    return packed
+        tensors = self.tensors()
+        packed = packed_of(tensors, self.names, self.settings)
+        # Weak: what was replaced is let go.
+        seen = [
+            (key, weakref.ref(one), None if one.is_inference() else one._version)
+            for key, one in zip(self._keys, tensors, strict=True)
+        ]
+        self._seen = weakref.ref(packed), seen
+        return packed
 
     def tensors(self) -> list[Tensor]:
         """The packed tensors, in the order of their names."""
-        return [cast(Tensor, getattr(self, name.replace(".", "_"))) for name in self.names.split()]
+        return [cast(Tensor, getattr(self, key)) for key in self._keys]
+
+    def product(self, x: Tensor, activations: Activations, bias: Tensor | None) -> Tensor:
+        """(..., columns) -> (..., rows), in the dtype of ``x``; no gradients go through."""
+        rows, columns = self.rows_columns
+        flat = x.detach().reshape(-1, columns)
+        if flat.dtype is not torch.float32:
+            flat = flat.float()
+        if bias is not None and bias.dtype is not torch.float32:
+            bias = bias.float()
+        if traced(x):
+            out = packed_product(flat, self.tensors(), self.names, self.settings, activations, bias)
+        else:
+            out = product(self.packed, flat, activations, bias=bias)
+        answer: Tensor = out.reshape(*x.shape[:-1], rows)
+        return answer if x.dtype is torch.float32 else answer.to(x.dtype)
 
     def extra_repr(self) -> str:
         """Kind, shape and bytes."""
@@ -81,15 +122,9 @@ class PackedLinear(PackedModule):
         """Of a weight as ``compress`` stores it."""
         return cls(pack_weight(encoded, activations), bias, activations)
 
-    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), in the dtype of ``x``."""
-        flat = x.reshape(-1, self.in_features).float()
-        out = packed_product(flat, self.tensors(), self.names, self.settings, self.activations)
-        if self.bias is not None:
-            out = out + self.bias
-        answer: Tensor = out.reshape(*x.shape[:-1], self.out_features).to(x.dtype)
-        return answer
+        return self.product(x, self.activations, self.bias)
 
 
 class PackedEmbedding(PackedModule):
@@ -160,11 +195,7 @@ class PackedConv(PackedModule):
         pointwise = ones and (form.padding == "valid" or not any(one != 0 for one in form.padding))
         positions = x.numel() // self.shape[1]
         if batched and pointwise and positions < DECODED_FROM:
-            flat = x.movedim(1, -1).reshape(-1, self.shape[1]).float()
-            out = packed_product(flat, self.tensors(), self.names, self.settings, self.activations)
-            out = out if self.bias is None else out + self.bias
-            answer: Tensor = out.reshape(x.shape[0], *x.shape[2:], self.shape[0]).movedim(-1, 1).to(x.dtype)
-            return answer
+            return self.product(x.movedim(1, -1), self.activations, self.bias).movedim(-1, 1)
         weight = self.packed.decode().reshape(self.shape).to(x.dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         decoded: Tensor = form._conv_forward(x, weight, bias)

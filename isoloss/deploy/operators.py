@@ -7,6 +7,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from isoloss.deploy.packing import Activations, Packed, from_settings
@@ -34,14 +35,40 @@ def packed_of(tensors: list[Tensor], names: str, settings: str) -> Packed:
     return packed
 
 
+def traced(x: Tensor) -> bool:
+    """Whether something looks at what happens to a tensor, so that products must be operators; elsewhere that is left out,
+    as it takes longer than a small product.
+    """
+    return (
+        type(x) is not Tensor
+        or torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or is_in_torch_dispatch_mode()
+    )
+
+
 @torch.library.custom_op("isoloss::packed_product", mutates_args=(), device_types="cpu")
-def packed_product(x: Tensor, tensors: list[Tensor], names: str, settings: str, activations: str) -> Tensor:
+def packed_product(
+    x: Tensor,
+    tensors: list[Tensor],
+    names: str,
+    settings: str,
+    activations: str,
+    bias: Tensor | None = None,
+) -> Tensor:
     """(tokens, columns) times a packed weight, transposed; see :func:`isoloss.deploy.products.product`."""
-    return product(packed_of(tensors, names, settings), x, cast(Activations, activations))
+    return product(packed_of(tensors, names, settings), x, cast(Activations, activations), bias=bias)
 
 
 @packed_product.register_fake
-def _(x: Tensor, tensors: list[Tensor], names: str, settings: str, activations: str) -> Tensor:
+def _(
+    x: Tensor,
+    tensors: list[Tensor],
+    names: str,
+    settings: str,
+    activations: str,
+    bias: Tensor | None = None,
+) -> Tensor:
     return x.new_empty(x.shape[0], _shape(settings)[0])
 
 

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from itertools import pairwise
-
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,12 +9,9 @@ from isoloss import native
 from isoloss.deploy import reference
 from isoloss.deploy.packing import Activations, Packed
 from isoloss.native.library import warn_slow
-from isoloss.native.products import GroupMatrix, Rounded, arranged, rounded
-from isoloss.native.runs import TILE
 
 DECODED_FROM = 64
 """Tokens from which on the weight is decoded once for all, and multiplied by torch."""
-_SHARE = 1 << 19  # stored bytes that a thread should have at least
 
 
 def product(
@@ -29,6 +20,7 @@ def product(
     activations: Activations = "int8",
     threads: int | None = None,
     instructions: str | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Activations times a packed weight, transposed: what a linear layer computes.
 
@@ -36,9 +28,10 @@ def product(
         packed: rows × columns.
         x: (tokens, columns), float32.
         activations: ``int8``: rounded per token and run of at most 512 columns; ``int16``: the same with 256 times finer
-            steps; ``float``: as they are. A ``float-table`` always takes them as they are, other kinds never.
+            steps; ``float``: as they are. Kinds ``table`` and ``levels`` never take them as they are, others always.
         threads: that share rows; default those of torch.
         instructions: one of ``native.status().sets``; the best by default.
+        bias: (rows,), float32, added to every token's.
 
     Returns:
         (tokens, rows), float32. :func:`isoloss.deploy.reference.bound` says how far off.
@@ -55,61 +48,49 @@ def product(
         >>> bool(((product(packed, x) - x @ packed.decode().T).abs() <= reference.bound(packed, x)).all())
         True
     """
-    if x.ndim != 2 or x.shape[1] != packed.shape[1] or x.dtype != torch.float32:
+    if x.ndim != 2 or x.shape[1] != packed.shape[1] or x.dtype != torch.float32 or not x.is_cpu:
         raise ValueError(
             f"this weight takes float32 activations of shape (tokens, {packed.shape[1]}), got {x.dtype} of {tuple(x.shape)}"
+            + ("" if x.is_cpu else f" on {x.device}. Move them to the CPU")
         )
-    if packed.kind == "dense" or x.shape[0] >= DECODED_FROM:
-        return x @ packed.decode().T
+    if bias is not None and (
+        bias.shape != (packed.shape[0],) or bias.dtype != torch.float32 or not bias.is_cpu
+    ):
+        raise ValueError(
+            f"this weight takes a float32 bias of shape ({packed.shape[0]},), got {bias.dtype} of {tuple(bias.shape)}"
+        )
+    if bias is not None and (
+        bias.shape != (packed.shape[0],) or bias.dtype != torch.float32 or not bias.is_cpu
+    ):
+        raise ValueError(
+            f"this weight takes a float32 bias of shape ({packed.shape[0]},), got {bias.dtype} of {tuple(bias.shape)}"
+        )
+    tokens = x.shape[0]
+    if tokens >= DECODED_FROM or (packed.kind == "dense" and set(packed.tensors) == {"weight"}):
+        return torch.nn.functional.linear(x, packed.decode(), bias)
     if not native.available():
         warn_slow("products with packed weights are slow")
-        return reference.product(packed, x, activations)
-    return _native(packed, x.detach().contiguous(), activations, threads, instructions)
-
-
-def _native(
-    packed: Packed, x: Tensor, activations: Activations, threads: int | None, instructions: str | None
-) -> Tensor:
-    given, matrix, sparse = x.numpy(), packed.matrix, packed.sparse
-    assert matrix is not None
-    floats = packed.kind == "float-table"
-    parts = 2 if activations == "int16" and not floats else 1
-    out = np.empty((x.shape[0] * parts, packed.shape[0]), np.float32)
-    ready: Rounded | np.ndarray = (
-        arranged(given, packed.runs) if floats else rounded(given, packed.runs, parts, instructions)
-    )
-
-    def run(first: int, last: int) -> None:
-        if isinstance(ready, Rounded):
-            matrix.product(ready, out, first, last, instructions)
-        else:
-            assert not isinstance(matrix, GroupMatrix)
-            matrix.float_product(ready, out, first, last, instructions)
-        if parts == 2:
-            np.add(out[0::2, first:last], out[1::2, first:last], out=summed[:, first:last])
-        if sparse is not None:
-            sparse.add(given, summed, first, last, instructions)
-
-    summed = np.empty((x.shape[0], packed.shape[0]), np.float32) if parts == 2 else out
-    threads_of = torch.get_num_threads() if threads is None else threads
-    shares = _shares(packed, threads_of)
-    others = [_pool(os.getpid(), threads_of).submit(run, *share) for share in shares[1:]]
-    run(*shares[0])
-    for other in others:
-        other.result()
-    return torch.from_numpy(summed)
-
-
-def _shares(packed: Packed, threads: int) -> list[tuple[int, int]]:
-    """Rows of each thread, in whole tiles."""
-    rows = packed.shape[0]
-    tiles = -(-rows // TILE)
-    count = max(1, min(threads, tiles, packed.bytes // _SHARE))
-    ends = [min(rows, (tiles * k // count) * TILE) for k in range(count)] + [rows]
-    return list(pairwise(ends))
-
-
-@cache
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """One for each number of threads, and anew in a forked process, where those of its parent do not run."""
-    return ThreadPoolExecutor(max_workers=max(1, threads - 1), thread_name_prefix="isoloss")
+        out = reference.product(packed, x, activations)
+        return out if bias is None else out + bias
+    # What lies in memory is read as it is.
+    x = x.detach().resolve_neg().contiguous() if x.requires_grad or x.is_neg() else x.contiguous()
+    if packed.kind == "dense":
+        out, bias = torch.nn.functional.linear(x, packed.tensors["weight"], bias), None
+    else:
+        out = torch.empty(tokens, packed.shape[0], dtype=torch.float32, device="cpu")
+    if packed.kind != "dense" or packed.sparse is not None:
+        kept = None if bias is None else bias.resolve_neg().contiguous()
+        packed.ready.product(
+            x.data_ptr(),
+            tokens,
+            2 if activations == "int16" and packed.kind in ("table", "levels") else 1,
+            None if kept is None else kept.data_ptr(),
+            out.data_ptr(),
+            torch.get_num_threads() if threads is None else threads,
+            instructions,
+        )
+    if packed.thin is not None:
+        left, right = packed.thin
+        beside = product(right, x, activations, threads, instructions)
+        out += product(left, beside, activations, threads, instructions)
+    return out

@@ -78,7 +78,7 @@ def product(packed: Packed, x: Tensor, activations: Activations = "int8") -> Ten
     """(tokens, columns) float32 times the matrix, transposed: (tokens, rows).
 
     Whole-number products are exact, and floats are combined in the order of the kernels, so that both give the same bits;
-    with ``float`` activations, dense weights and outliers sums may differ in the last bits.
+    with float activations, dense weights and what lies beside sums may differ in the last bits.
 
     Example:
         >>> from isoloss.compress import formats
@@ -87,7 +87,7 @@ def product(packed: Packed, x: Tensor, activations: Activations = "int8") -> Ten
         >>> product(pack_weight(encoded), torch.tensor([[1.0, 2.0, 127.0]])).round().tolist()
         [[1.0, 2.0, 127.0]]
     """
-    if packed.kind == "dense" or packed.kind == "float-table":
+    if packed.kind not in ("table", "levels"):
         return x @ packed.decode().T
     parts = 2 if activations == "int16" else 1
     made = rounded(x, packed.runs, parts)
@@ -95,7 +95,10 @@ def product(packed: Packed, x: Tensor, activations: Activations = "int8") -> Ten
     if parts == 2:
         out = out[0::2] + out[1::2]
     if "outliers.values" in packed.tensors:
-        out = out + x @ (packed.decode() - packed.dense_part()).T
+        out = out + x @ (packed.without_factors() - packed.dense_part()).T
+    if packed.thin is not None:
+        left, right = packed.thin
+        out = out + product(left, product(right, x, activations), activations)
     return out
 
 
@@ -104,14 +107,15 @@ def bound(packed: Packed, x: Tensor, activations: Activations = "int8") -> Tenso
 
     Rounded activations: :math:`\sum_j |w_j| s_j/2` with the scale of each run; bytes instead of fp16 in a table:
     :math:`\sum_j |\hat x_j| \cdot` step/2; and float32 sums of n terms, :math:`(n + 8)\,2^{-23} \sum_j |w_j x_j|`, whose
-    terms are at most the size of the table's range, and :math:`2^{-126}` each for what is too small for float32.
+    terms are at most the size of the table's range, and :math:`2^{-126}` each for what is too small for float32. Of two
+    factors beside, what the first product is off is multiplied by the second.
 
     Args:
         packed: the weight.
         x: (tokens, columns).
         activations: as for :func:`product`.
     """
-    weight, columns = packed.decode().abs(), packed.shape[1]
+    weight, columns = packed.without_factors().abs(), packed.shape[1]
     half = torch.zeros_like(x)
     if activations != "float" and packed.kind in ("table", "levels"):
         levels = 32512.0 if activations == "int16" else 127.0
@@ -136,7 +140,14 @@ def bound(packed: Packed, x: Tensor, activations: Activations = "int8") -> Tenso
     if packed.kind == "levels":
         scale = packed.tensors["scale"].float().movedim(-1, 1).flatten(0, 1)[: packed.shape[0]]
         reach += 256 * scale[:, torch.arange(columns) // packed.group]
-    return out + (columns + 8) * (2.0**-23 * (size @ reach.T) + 2.0**-126)
+    out = out + (columns + 8) * (2.0**-23 * (size @ reach.T) + 2.0**-126)
+    if packed.thin is not None:
+        left, right = packed.thin
+        between, off = x @ right.decode().T, bound(right, x, activations)
+        most = between.abs() + off
+        out = out + off @ left.decode().abs().T + bound(left, most, activations)
+        out = out + 2.0**-22 * (out + most @ left.decode().abs().T + x.abs() @ weight.T)  # the sum of both
+    return out
 
 
 def _tables(packed: Packed, x: RoundedActivations) -> Tensor:
@@ -147,23 +158,21 @@ def _tables(packed: Packed, x: RoundedActivations) -> Tensor:
     segments, wides = runs.segment.tolist(), runs.wide.tolist()
     for start in range(0, rows, _ROWS):
         some, data = slice(start, start + _ROWS), packed.tensors["codes"][start : start + _ROWS]
-        first, lanes = 0, None
+        first, total = 0, None
         for b, (segment, wide) in enumerate(zip(segments, wides, strict=True)):
             codes = from_bytes(split(data[:, first : first + bits * wide], 1, (bits, wide)), bits).long()
             first += bits * wide
             values = split(table[some, segment].gather(1, codes.flatten(1)), 1, (PLANES, wide)).double()
-            full = torch.zeros(len(data), PLANES, PLANE, dtype=torch.float64)
-            full[..., :wide] = values
-            # Lane l has bytes 4 l to 4 l + 3 of every plane: a whole number, exact in float64.
-            dots = torch.einsum("rplk,tplk->trl", split(full, 2, (TILE, 4)), split(acts[:, b], 2, (TILE, 4)))
-            term = dots.float() * x.scale[:, None, b : b + 1]
-            lanes = torch.zeros_like(term) + term if lanes is None else lanes + term
+            dots = torch.einsum(
+                "rpw,tpw->tr", values, acts[:, b, :, :wide]
+            )  # whole numbers below 2^24, exact
+            term = dots.float() * x.scale[:, b : b + 1]
+            total = torch.zeros_like(term) + term if total is None else total + term
             if b + 1 == len(segments) or segments[b + 1] != segment:
-                part = (
-                    step[some, segment] * _total(lanes) + low[some, segment] * x.segment_sum[:, segment, None]
+                out[:, some] += (
+                    step[some, segment] * total + low[some, segment] * x.segment_sum[:, segment, None]
                 )
-                out[:, some] += part
-                lanes = None
+                total = None
     return out
 
 
@@ -186,11 +195,3 @@ def _levels(packed: Packed, x: RoundedActivations) -> Tensor:
         level = dots + offset * x.sum[:, b, None].double()
         out += level.float() * (scale[:, group] * x.scale[:, b, None])
     return out
-
-
-def _total(lanes: Tensor) -> Tensor:
-    """The sum of 16 lanes, halves added."""
-    while lanes.shape[-1] > 1:
-        half = lanes.shape[-1] // 2
-        lanes = lanes[..., :half] + lanes[..., half:]
-    return lanes[..., 0]

@@ -11,7 +11,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-ABI = 3
+ABI = 4
 """The ``ISOLOSS_ABI`` of ``native/isoloss.h`` whose functions are declared here."""
 
 NAME = "libisoloss" + {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
@@ -33,13 +33,11 @@ SIGNATURES = {
     "isoloss_sets": _declared(ctypes.c_char_p, ""),
     "isoloss_kmeans_rows": _declared(ctypes.c_int32, "pillpiiipppi"),
     "isoloss_round_columns": _declared(ctypes.c_int32, "pllpipipppppi"),
-    "isoloss_activations": _declared(ctypes.c_int32, "pllpppipplllippppi"),
-    "isoloss_table_product": _declared(ctypes.c_int32, "pilpppppllppplllpli"),
-    "isoloss_table_floats": _declared(ctypes.c_int32, "pilpppllplllpli"),
-    "isoloss_group_product": _declared(ctypes.c_int32, "pippipiippllpppllllpli"),
-    "isoloss_sparse_add": _declared(ctypes.c_int32, "ppippllllpli"),
+    "isoloss_weight_fits": _declared(ctypes.c_int32, "p"),
+    "isoloss_product": _declared(ctypes.c_int32, "pplippii"),
     "isoloss_plane_product": _declared(ctypes.c_int32, "pillpillpi"),
     "isoloss_read_bytes": _declared(ctypes.c_int32, "pli"),
+    "isoloss_decode": _declared(ctypes.c_int64, "ppplppppplii"),
 }
 
 

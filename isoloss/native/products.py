@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,28 +11,13 @@ from numpy.typing import NDArray
 
 from isoloss.native.kmeans import check
 from isoloss.native.library import library, status
+from isoloss.native.reals import RealMatrix
 from isoloss.native.runs import BLOCK, PLANE, RUN, TILE, Runs
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 MOST_COLUMNS = 1 << 20
-
-
-@dataclass(frozen=True, eq=False)
-class Rounded:
-    """Activations in 8 bits, or in 16 as two tokens of 8.
-
-    Attributes:
-        codes: (tokens * parts, width).
-        scale: (tokens * parts, runs).
-        sum: (tokens * parts, runs), of the codes.
-        segment_sum: (tokens * parts, segments), of scale times sum.
-    """
-
-    codes: NDArray[np.int8]
-    scale: Floats
-    sum: NDArray[np.int32]
-    segment_sum: Floats
+MOST_TOKENS = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,36 +65,9 @@ class TableMatrix:
     def rows(self) -> int:
         return len(self.codes)
 
-    @cached_property
-    def _held(self) -> tuple[int, ...]:
-        """Addresses, taken once: looking them up takes longer than a small product."""
-        parts = [self.codes, self.table, *([] if self.step is None else [self.step, self.low])]
-        return tuple(_at(part) for part in (*parts, self.runs.wide, self.runs.segment) if part is not None)
-
-    def product(
-        self, x: Rounded, out: Floats, first: int, last: int, instructions: str | None = None
-    ) -> None:
-        """Rows ``first`` to ``last`` of the product with rounded activations, written to ``out`` (tokens, rows)."""
-        tokens, runs = _rounded_fits(x, self.runs, out, self.rows, first, last), self.runs
-        codes, table, step, low, wide, segment = self._held
-        _done(_library().isoloss_table_product(
-            codes, self.bits, self.codes.shape[1], table, step, low, wide, segment, len(runs.count), runs.segments,
-            _at(x.codes), _at(x.scale), _at(x.segment_sum), tokens, first, last,
-            _at(out), self.rows, _place(instructions),
-        ))  # fmt: skip
-
-    def float_product(
-        self, x: Floats, out: Floats, first: int, last: int, instructions: str | None = None
-    ) -> None:
-        """The same with float32 activations, arranged by :func:`arranged`, and fp16 tables."""
-        tokens, runs = out.shape[0], self.runs
-        check("x", x, ((tokens, runs.width),), ("f4",))
-        _out_fits(out, tokens, self.rows, first, last)
-        codes, table, wide, segment = self._held
-        _done(_library().isoloss_table_floats(
-            codes, self.bits, self.codes.shape[1], table, wide, segment, len(runs.count), runs.segments, _at(x),
-            tokens, first, last, _at(out), self.rows, _place(instructions),
-        ))  # fmt: skip
+    @property
+    def columns(self) -> int:
+        return self.runs.columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,22 +113,9 @@ class GroupMatrix:
         if self.table is not None:
             check("table", self.table, ((PLANE,),), ("u1",))
 
-    @cached_property
-    def _held(self) -> tuple[int | None, ...]:
-        parts = (self.codes, self.table, self.scale, self.zero, self.runs.blocks, self.runs.segment)
-        return tuple(None if part is None else _at(part) for part in parts)
-
-    def product(
-        self, x: Rounded, out: Floats, first: int, last: int, instructions: str | None = None
-    ) -> None:
-        """Rows ``first`` (a multiple of 16) to ``last`` of the product, written to ``out`` (tokens, rows)."""
-        tokens, runs = _rounded_fits(x, self.runs, out, self.rows, first, last), self.runs
-        codes, table, scale, zero, blocks, group = self._held
-        _done(_library().isoloss_group_product(
-            codes, self.bits, table, scale, self.scale.itemsize == 2, zero, self.times, self.offset, blocks, group,
-            len(runs.count), runs.segments, _at(x.codes), _at(x.scale), _at(x.sum), tokens,
-            self.rows, first, last, _at(out), self.rows, _place(instructions),
-        ))  # fmt: skip
+    @property
+    def columns(self) -> int:
+        return self.runs.columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,44 +155,110 @@ class SparseMatrix:
                 "The tensors are damaged"
             )
 
-    @cached_property
-    def _held(self) -> tuple[int, ...]:
-        return tuple(_at(part) for part in (self.value, self.column, self.row))
 
-    def add(self, x: Floats, out: Floats, first: int, last: int, instructions: str | None = None) -> None:
-        """Rows ``first`` to ``last`` of the product with ``x`` (tokens, columns), added to ``out`` (tokens, rows)."""
-        tokens, rows = x.shape[0], len(self.row) - 1
-        check("x", x, ((tokens, self.columns),), ("f4",))
-        _out_fits(out, tokens, rows, first, last)
-        value, column, row = self._held
-        _done(_library().isoloss_sparse_add(
-            value, column, self.column.itemsize, row, _at(x), tokens, self.columns, first, last,
-            _at(out), rows, _place(instructions),
-        ))  # fmt: skip
+class WeightFields(ctypes.Structure):
+    """``isoloss_weight`` of ``native/isoloss.h``; a test holds this against it."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in (
+            "kind", "bits", "rows", "columns", "runs", "segments", "width", "stride", "row_bytes"
+        )),
+        *((name, ctypes.c_void_p) for name in (
+            "start", "count", "wide", "segment", "place", "codes", "table", "step", "low", "scale", "zero"
+        )),
+        *((name, ctypes.c_int64) for name in ("half", "times", "offset", "outlier_bytes")),
+        *((name, ctypes.c_void_p) for name in ("outlier", "outlier_column", "outlier_row", "reals")),
+    ]  # fmt: skip
 
 
-def rounded(x: Floats, runs: Runs, parts: int, instructions: str | None = None) -> Rounded:
-    """Activations (tokens, columns) in 8 bits, or with two parts in 16.
+_TABLES, _FLOATS, _LEVELS, _REALS, _ADDED = range(5)
+
+
+class Weight:
+    """A compressed matrix made ready once, so that a product is a single call.
+
+    Args:
+        matrix: its numbers; None: there are outliers alone, which are added to what lies in ``out``.
+        sparse: outliers, added to it; of the same rows and columns.
 
     Raises:
         RuntimeError: there is no native code.
-        ValueError: shapes, types or layouts other than these.
+        ValueError: parts that do not fit each other.
     """
-    tokens = x.shape[0]
-    check("x", x, ((tokens, runs.columns),), ("f4",))
-    made = Rounded(
-        np.empty((tokens * parts, runs.width), np.int8),
-        np.empty((tokens * parts, len(runs.count)), np.float32),
-        np.empty((tokens * parts, len(runs.count)), np.int32),
-        np.empty((tokens * parts, runs.segments), np.float32),
-    )
-    start, count, wide, place, segment = runs.addresses
-    _done(_library().isoloss_activations(
-        _at(x), tokens, runs.columns, start, count, wide, runs.stride, place, segment, len(runs.count), runs.segments, runs.width,
-        parts, _at(made.codes), _at(made.scale), _at(made.sum), _at(made.segment_sum),
-        _place(instructions),
-    ))  # fmt: skip
-    return made
+
+    def __init__(
+        self,
+        matrix: TableMatrix | GroupMatrix | RealMatrix | None,
+        sparse: SparseMatrix | None = None,
+    ) -> None:
+        beside = None if sparse is None else (len(sparse.row) - 1, sparse.columns)
+        shape = beside if matrix is None else (matrix.rows, matrix.columns)
+        if shape is None or beside not in (None, shape):
+            raise ValueError(f"a matrix and its outliers need the same shape, got {shape} and {beside}")
+        fields = WeightFields(kind=_ADDED, rows=shape[0], columns=shape[1])
+        if isinstance(matrix, RealMatrix):
+            self._reals = matrix.fields()
+            fields.kind, fields.reals = _REALS, ctypes.addressof(self._reals)
+            fields.row_bytes = matrix.nbytes // matrix.rows
+        elif matrix is not None:
+            _fill(fields, matrix)
+        if sparse is not None:
+            fields.outlier, fields.outlier_column = _at(sparse.value), _at(sparse.column)
+            fields.outlier_row, fields.outlier_bytes = _at(sparse.row), sparse.column.itemsize
+        self._kept = (matrix, sparse, fields)  # what the addresses are of
+        self._address = ctypes.addressof(fields)
+        found = _library()
+        self._product = found.isoloss_product
+        _done(found.isoloss_weight_fits(self._address))
+
+    def product(
+        self, x: int, tokens: int, parts: int, bias: int | None, out: int, threads: int,
+        instructions: str | None = None,
+    ) -> None:  # fmt: skip
+        """The product with activations, written to ``out``. Addresses are taken on trust: looking longer shows in time.
+
+        Args:
+            x: where (tokens, columns) float32 lie.
+            tokens: how many.
+            parts: activations become 8 bits (1) or 16 (2); with fp16 tables they stay as they are (1).
+            bias: where (rows,) float32 to add lie, or None.
+            out: where (tokens, rows) float32 will lie.
+            threads: that share rows at most.
+            instructions: one of ``status().sets``; the best by default.
+
+        Raises:
+            ValueError: a number out of range.
+            MemoryError: no room to work in.
+        """
+        place = 0 if instructions is None else status().sets.index(instructions)
+        answer = self._product(self._address, x, tokens, parts, bias, out, threads, place)
+        if answer == 1:
+            raise MemoryError(f"a product with {tokens} tokens found no memory")
+        if answer:
+            raise ValueError(
+                f"native products take up to {MOST_TOKENS} tokens, and 1 part, or 2 of tables of bytes and levels, "
+                f"got {tokens} and {parts}"
+            )
+
+
+def _fill(fields: WeightFields, matrix: TableMatrix | GroupMatrix) -> None:
+    runs = matrix.runs
+    fields.bits, fields.runs, fields.segments = matrix.bits, len(runs.count), runs.segments
+    fields.width, fields.stride = runs.width, runs.stride
+    for name in ("start", "count", "wide", "segment", "place"):
+        setattr(fields, name, _at(getattr(runs, name)))
+    fields.codes, fields.row_bytes = _at(matrix.codes), matrix.codes[:1].nbytes
+    if matrix.table is not None:
+        fields.table = _at(matrix.table)
+    if isinstance(matrix, GroupMatrix):
+        fields.kind, fields.times, fields.offset = _LEVELS, matrix.times, matrix.offset
+        fields.scale, fields.half = _at(matrix.scale), matrix.scale.itemsize == 2
+        if matrix.zero is not None:
+            fields.zero = _at(matrix.zero)
+    elif matrix.step is not None and matrix.low is not None:
+        fields.kind, fields.step, fields.low = _TABLES, _at(matrix.step), _at(matrix.low)
+    else:
+        fields.kind = _FLOATS
 
 
 def plane_product(
@@ -291,20 +301,8 @@ def read_bytes(memory: Bytes, instructions: str | None = None) -> int:
     return int(_library().isoloss_read_bytes(_at(memory), memory.size, _place(instructions)))
 
 
-def arranged(x: Floats, runs: Runs) -> Floats:
-    """Float activations (tokens, columns) as :meth:`TableMatrix.float_product` reads them."""
-    padded = np.zeros((x.shape[0], len(runs.count), RUN // PLANE, PLANE), np.float32)
-    for b, (start, count, wide) in enumerate(zip(runs.start, runs.count, runs.wide, strict=True)):
-        planes = -(-count // wide)
-        full = np.zeros((x.shape[0], planes * wide), np.float32)
-        full[:, :count] = x[:, start : start + count]
-        padded[:, b, :planes, :wide] = full.reshape(x.shape[0], planes, wide)
-    lanes = padded.reshape(*padded.shape[:3], TILE, 4).swapaxes(3, 4)
-    return np.ascontiguousarray(lanes).reshape(x.shape[0], -1)
-
-
 def _at(array: NDArray[Any]) -> int:
-    """Its address; ``array.ctypes`` takes three times as long, which shows in small products."""
+    """Its address."""
     return int(array.__array_interface__["data"][0])
 
 
@@ -324,19 +322,3 @@ def _done(answer: int) -> None:
         raise ValueError(
             "native products take sizes below 2^31 and rows in their range. Give what packing made"
         )
-
-
-def _rounded_fits(x: Rounded, runs: Runs, out: Floats, rows: int, first: int, last: int) -> int:
-    tokens = len(out)
-    check("activations", x.codes, ((tokens, runs.width),), ("i1",))
-    check("scale", x.scale, ((tokens, len(runs.count)),), ("f4",))
-    check("sum", x.sum, ((tokens, len(runs.count)),), ("i4",))
-    check("segment_sum", x.segment_sum, ((tokens, runs.segments),), ("f4",))
-    _out_fits(out, tokens, rows, first, last)
-    return tokens
-
-
-def _out_fits(out: Floats, tokens: int, rows: int, first: int, last: int) -> None:
-    check("out", out, ((tokens, rows),), ("f4",))
-    if not 0 <= first <= last <= rows:
-        raise ValueError(f"rows need to lie in 0 to {rows}, got {first} to {last}")

@@ -45,11 +45,6 @@ class Runs:
         return -(-self.count // BLOCK)
 
     @cached_property
-    def addresses(self) -> tuple[int, ...]:
-        """Of start, count, wide, place and segment; looking them up anew would take longer than a small product."""
-        return tuple(one.ctypes.data for one in (self.start, self.count, self.wide, self.place, self.segment))
-
-    @cached_property
     def planes_bytes(self) -> int:
         """Bytes of one bit of a row whose columns are lanes."""
         return int(self.wide.sum())

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +17,7 @@ from isoloss import native
 from isoloss.compress import formats
 from isoloss.deploy import products, reference
 from isoloss.deploy.packing import from_settings, pack_weight
-from isoloss.native import products as kernels
+from isoloss.native.products import SparseMatrix, Weight
 from isoloss.native.runs import group_runs, table_runs
 
 needs_native = pytest.mark.skipif(not native.available(), reason=str(native.status()))
@@ -27,7 +32,7 @@ SPECS = [
 def drawn(data: st.DataObject, spec: str):
     rows = data.draw(st.integers(1, 40), "rows")
     columns = data.draw(st.integers(1, 80) | st.sampled_from([127, 511, 512, 513, 576, 1100]), "columns")
-    tokens = data.draw(st.integers(1, 18), "tokens")
+    tokens = data.draw(st.integers(1, 35), "tokens")
     make = torch.Generator().manual_seed(data.draw(st.integers(0, 999), "seed"))
     weight = torch.randn(rows, columns, generator=make)
     if data.draw(st.booleans(), "zero rows"):
@@ -60,24 +65,23 @@ def test_kernels_give_the_bits_of_the_reference(spec, data):
         assert bool((inside | ~torch.isfinite(got) | ~torch.isfinite(bound)).all())
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize(
-    "runs", [table_runs(1100, 600), group_runs(1100, 100), table_runs(5, 5), group_runs(1, 1)]
-)
-def test_activations_are_rounded_alike_and_to_half_a_step(runs, parts):
-    x = torch.randn(7, runs.columns, generator=torch.Generator().manual_seed(0))
+def odd_tokens(columns: int):
+    x = torch.randn(7, columns, generator=torch.Generator().manual_seed(0))
     x[1] = 0
     x[2] *= 1e-41
     x[3] *= 1e36
     x[4, 0], x[5, -1] = torch.nan, torch.inf
+    return x
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize(
+    "runs", [table_runs(1100, 600), group_runs(1100, 100), table_runs(5, 5), group_runs(1, 1)]
+)
+def test_activations_are_rounded_to_half_a_step(runs, parts):
+    """Codes times scales are the numbers, to half a step."""
+    x = odd_tokens(runs.columns)
     made = reference.rounded(x, runs, parts)
-    for name in SETS:
-        own = kernels.rounded(x.numpy(), runs, parts, name)
-        for field in ("codes", "scale", "sum", "segment_sum"):
-            wanted, got = getattr(made, field).numpy(), getattr(own, field)
-            assert got.dtype == wanted.dtype
-            assert np.array_equal(got, wanted, equal_nan=got.dtype.kind == "f")
-    # Codes times scales are the numbers, to half a step.
     for b in range(len(runs.count)):
         start, count, wide, place = (int(one[b]) for one in (runs.start, runs.count, runs.wide, runs.place))
         column = torch.arange(count)
@@ -91,6 +95,20 @@ def test_activations_are_rounded_alike_and_to_half_a_step(runs, parts):
         slack = step / 2 * 1.01 + 127 * 256 * 2.0**-126
         assert bool(((value - own).abs() <= slack)[good].all())
         assert bool(value[~good].isnan().all())
+
+
+@needs_native
+@pytest.mark.parametrize("spec", ["int4/g32", "table4"])
+@pytest.mark.parametrize("activations", ["int8", "int16"])
+def test_activations_are_rounded_as_the_reference_does(spec, activations):
+    """A matrix of units gives back each rounded number."""
+    packed = pack_weight(formats.get(spec).encode(torch.eye(64)), activations)
+    x = odd_tokens(64)
+    wanted = reference.product(packed, x, activations)
+    assert bool(wanted[4:6].isnan().all())
+    for name in SETS:
+        got = products.product(packed, x, activations, 1, name)
+        assert np.array_equal(got.numpy(), wanted.numpy(), equal_nan=True)
 
 
 @needs_native
@@ -138,18 +156,85 @@ def test_any_codes_are_read_without_harm():
         assert torch.equal(products.product(packed, x), reference.product(packed, x))
 
 
-@needs_native
-@pytest.mark.parametrize("spec", ["table3+1.0%", "int4/g128"])
-@pytest.mark.parametrize("tokens", [1, 3])
-def test_threads_share_rows_and_give_the_same_bits(spec, tokens, monkeypatch):
-    monkeypatch.setattr(products, "_SHARE", 1)
+def larger(spec: str = "int4/g128", rows: int = 1003):
+    """Large enough for several threads."""
     make = torch.Generator().manual_seed(0)
-    packed = pack_weight(formats.get(spec).encode(torch.randn(77, 300, generator=make)))
-    x = torch.randn(tokens, 300, generator=make)
+    packed = pack_weight(formats.get(spec).encode(torch.randn(rows, 1100, generator=make)))
+    return packed, torch.randn(18, 1100, generator=make)
+
+
+@needs_native
+@pytest.mark.parametrize("spec", ["table3+1.0%", "int4/g128", "fp8-e4m3"])
+@pytest.mark.parametrize("tokens", [1, 3, 18])
+def test_threads_share_rows_and_give_the_same_bits(spec, tokens):
+    packed, x = larger(spec)
     for activations in ("int8", "int16"):
-        one = products.product(packed, x, activations, 1)
+        one = products.product(packed, x[:tokens], activations, 1)
         for threads in (2, 3, 99):
-            assert torch.equal(products.product(packed, x, activations, threads), one)
+            for _ in range(5):
+                assert torch.equal(products.product(packed, x[:tokens], activations, threads), one)
+
+
+@needs_native
+def test_several_may_ask_at_once():
+    packed, x = larger()
+    wanted = products.product(packed, x, threads=1)
+    with ThreadPoolExecutor(4) as pool:
+        for got in pool.map(lambda _: products.product(packed, x, threads=2), range(60)):
+            assert torch.equal(got, wanted)
+
+
+@needs_native
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_forked_process_has_threads_of_its_own():
+    packed, x = larger()
+    wanted = products.product(packed, x, threads=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there are threads is the point
+        child = os.fork()
+    if not child:
+        os._exit(0 if torch.equal(products.product(packed, x, threads=3), wanted) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert torch.equal(products.product(packed, x, threads=3), wanted)
+
+
+@needs_native
+@pytest.mark.parametrize("spec", SPECS[::4])
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_a_bias_is_added(spec, tokens):
+    packed, x = larger(spec, rows=37)
+    bias = torch.randn(37, generator=torch.Generator().manual_seed(1))
+    wanted = products.product(packed, x[:tokens]) + bias
+    assert torch.equal(products.product(packed, x[:tokens], bias=bias), wanted)
+    with pytest.raises(ValueError, match=r"takes a float32 bias of shape \(37,\)"):
+        products.product(packed, x, bias=bias[1:])
+
+
+@needs_native
+def test_what_does_not_lie_in_memory_as_it_counts_is_read_right():
+    packed, x = larger(rows=37)
+    wanted = products.product(packed, x)
+    strided = torch.stack([x, x], dim=-1)[..., 0]
+    assert torch.equal(products.product(packed, strided), wanted)
+    negative = torch._neg_view(-x)
+    assert negative.is_neg()
+    assert torch.equal(products.product(packed, negative), wanted)
+    with pytest.raises(ValueError, match=r"on meta\. Move them to the CPU"):
+        products.product(packed, x.to("meta"))
+
+
+@needs_native
+def test_weights_that_do_not_fit_are_refused():
+    packed, _ = larger(rows=37)
+    sparse = SparseMatrix(
+        3, np.ones(1, np.float16), np.zeros(1, np.uint8), np.array([0] * 37 + [1], np.int32)
+    )
+    with pytest.raises(ValueError, match=r"need the same shape, got \(37, 1100\) and \(37, 3\)"):
+        Weight(packed.matrix, sparse)
+    for name, value in (("place", 10**6), ("start", 1100), ("count", 600), ("segment", 9), ("wide", 0)):
+        runs = replace(packed.runs, **{name: getattr(packed.runs, name) * 0 + value})
+        with pytest.raises(ValueError, match="sizes below"):
+            Weight(replace(packed.matrix, runs=runs))
 
 
 @pytest.mark.parametrize("x", [torch.ones(2, 599), torch.ones(600), torch.ones(2, 600, dtype=torch.float64)])

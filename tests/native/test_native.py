@@ -19,6 +19,8 @@ import pytest
 
 from isoloss import native
 from isoloss.native import kmeans, library
+from isoloss.native.products import WeightFields
+from isoloss.native.reals import RealFields
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "native"
@@ -60,6 +62,23 @@ def test_the_declarations_are_those_of_the_header():
         found[name] = (ctypes.c_char_p if "*" in gives else kinds[gives.strip()], types)
     assert found == library.SIGNATURES
     assert re.search(r"#define ISOLOSS_ABI (\d+)", text)[1] == str(library.ABI)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"), [("isoloss_weight", WeightFields), ("isoloss_reals", RealFields)]
+)
+def test_the_structures_are_those_of_the_header(name, fields):
+    kinds = {"int32_t": ctypes.c_int32, "int64_t": ctypes.c_int64}
+    text = (SOURCES / "isoloss.h").read_text(encoding="utf-8")
+    body = re.search(r"typedef struct \{([^}]*)\} " + name, text)[1]
+    found = []
+    for line in filter(None, (" ".join(one.split()) for one in body.split(";"))):
+        of_type, names = re.fullmatch(r"((?:const )?\w+) (.*)", line).groups()
+        found += [
+            (one.lstrip("*"), ctypes.c_void_p if one.startswith("*") else kinds[of_type])
+            for one in names.split(", ")
+        ]
+    assert found == [tuple(one) for one in fields._fields_]
 
 
 @needs_native
@@ -174,7 +193,9 @@ def names(wheel: Path) -> set[str]:
         return {name.rpartition("/")[2] for name in file.namelist() if name.startswith("isoloss/native/")}
 
 
-MODULES = {"__init__.py", "build.json", "columns.py", "kmeans.py", "library.py", "products.py", "runs.py"}
+MODULES = {
+    "__init__.py", "build.json", "columns.py", "kmeans.py", "library.py", "products.py", "reals.py", "runs.py"
+}  # fmt: skip
 
 
 @needs_compiler
