@@ -34,7 +34,8 @@ sanitize: $(VENV)/.test
 	ISOLOSS_NATIVE=$(CURDIR)/build/sanitize/libisoloss.so ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so)" \
 	$(BIN)/python -m pytest -q -n 0 tests/native tests/compress/test_kmeans.py \
-		tests/deploy/test_packing.py tests/deploy/test_products.py
+		tests/deploy/test_packing.py tests/deploy/test_products.py tests/deploy/test_reals.py \
+		tests/deploy/test_files.py tests/deploy/test_decoding.py
 
 # Marker files remember what is installed; editing pyproject.toml or native code installs anew.
 $(VENV)/.base: pyproject.toml hatch_build.py $(wildcard native/*)

@@ -291,6 +291,8 @@ def documents(tmp_path_factory):
     curve = [(size, 1.5 + 300 * size**-0.4) for size in (10 ** (5 + i / 4) for i in range(12))]
     rows = ["tokens,loss", *(f"{size:.6g},{loss:.8g}" for size, loss in curve), "1e9,nan"]
     (folder / "curve.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    few_rows = [*rows[:9], rows[-1]]  # room for few laws
+    (folder / "short.csv").write_text("\n".join(few_rows) + "\n", encoding="utf-8")
     rates = [(2**u, 2 + 0.02 * (u - 0.4) ** 2) for u in range(-3, 4)]
     rows = ["params,tokens,lr,loss", *(f"1e6,1e8,{rate},{loss}" for rate, loss in rates)]
     (folder / "rates.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
@@ -347,8 +349,8 @@ def documents(tmp_path_factory):
         "level hestness curve.csv --draws 20",
         "optimum rates.csv",
         "optimum batches.csv --seq-len 64",
-        "compare auto curve.csv --draws 20 --folds 1",
-        "fit auto curve.csv --draws 20",
+        "compare auto short.csv --draws 20 --folds 1",
+        "fit auto short.csv --draws 20",
         "predict 7.json --params 1M --tokens 4M,8M --of run --ledger led.db --recalibrate",
         "ledger led.db --record 1=1.5",
         "samples counted.csv --wrong 1 --draws 50",
@@ -368,6 +370,7 @@ def documents(tmp_path_factory):
         "worth f.csv",
         "worth f.csv --law 7.json --tokens 1M --at 5",
         "bench nets.py:gpt --context 4 --new 2 --repeats 2",
+        "pack small --out packed",
         "export small --to small.onnx --model nets.py:shared",
         "export small --to small.qonnx.onnx --model nets.py:shared",
     ]

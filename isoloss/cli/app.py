@@ -18,6 +18,7 @@ from isoloss.cli.ledger import ledger
 from isoloss.cli.level import level
 from isoloss.cli.measure import measure
 from isoloss.cli.optimum import optimum
+from isoloss.cli.pack import pack
 from isoloss.cli.plan import plan
 from isoloss.cli.predict import predict
 from isoloss.cli.report import report
@@ -51,6 +52,7 @@ for verb in (
     compress,
     worth,
     export,
+    pack,
     bench,
 ):
     app.command()(verb)

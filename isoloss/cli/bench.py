@@ -22,7 +22,7 @@ def bench(
     models: Annotated[
         list[str],
         typer.Argument(
-            help="Folders: of isoloss compress --out, of Hugging Face, with a GGUF file, or a checkpoint of "
+            help="Folders: of isoloss compress or pack --out, of Hugging Face, with a GGUF file, or a checkpoint of "
             "isoloss.trainers.gpt."
         ),
     ],
@@ -97,9 +97,10 @@ def _names(places: list[str]) -> list[str]:
 def _model(place: str) -> nn.Module:
     """The model of a folder: packed where it is a compressed one."""
     from isoloss.compress.saving import RECIPE
+    from isoloss.deploy.files import TENSORS
     from isoloss.measure.load import load
 
-    if (Path(place) / RECIPE).is_file():
+    if (Path(place) / RECIPE).is_file() or (Path(place) / TENSORS).is_file():
         from isoloss.deploy import load as load_packed
 
         return load_packed(place)

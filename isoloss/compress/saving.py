@@ -110,7 +110,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     Raises:
         ValueError: a file is missing, damaged or not of the other; the model is another one, or needed.
     """
-    return _fill(read(folder), model)
+    return fill(read(folder), model)
 
 
 def read(folder: str | Path) -> Compressed:
@@ -174,14 +174,25 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fill(compressed: Compressed, model: nn.Module | None) -> nn.Module:
-    """A model with all numbers of a compressed one."""
+def fill(compressed: Compressed, model: nn.Module | None, decoded: bool = True) -> nn.Module:
+    """A model with the numbers of a compressed one, in eval mode.
+
+    Args:
+        compressed: the numbers.
+        model: as for :func:`load`.
+        decoded: set its encoded layers too; else they are left for others to replace, and hold no numbers of meaning.
+
+    Raises:
+        ValueError: as :func:`load`.
+    """
     known = compressed.recipe.model
     if model is None:
         model = _made(known)
     elif _class(identity(model)) != _class(known):
         raise ValueError(f"a {known.name} was compressed, got a {identity(model).name}. Give the same model")
     _set(model, compressed)
+    if decoded:
+        put(model, compressed.encoded)
     inputs = compressed.recipe.inputs
     if inputs is None:
         detach(model)
@@ -237,7 +248,7 @@ def _class(known: Identity) -> str:
 
 
 def _set(model: nn.Module, compressed: Compressed) -> None:
-    """Set all numbers of a model; refuse it before any is changed."""
+    """Set all numbers of a model but the encoded ones; refuse it before any is changed."""
     recipe = compressed.recipe
     _untie(model, {*compressed.plain, *(done.path for done in recipe.layers.values())})
     state = model.state_dict(keep_vars=True)
@@ -272,7 +283,6 @@ def _set(model: nn.Module, compressed: Compressed) -> None:
                 own.data = tensor.to(own.device)
             else:
                 own[index].copy_(tensor)
-    put(model, compressed.encoded)
 
 
 def _untie(model: nn.Module, stored: Set[str]) -> None:

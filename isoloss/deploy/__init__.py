@@ -1,7 +1,8 @@
 """Takes a compressed model, gives one that runs from its stored bits: packed weights, kernels, modules.
 
-``pack`` and ``load`` replace the layers of a model. ``pack_weight`` rearranges one stored weight, ``product`` multiplies
-with it, ``bound`` says how far off that may be. ``generate`` and ``speculative`` produce text, ``bench`` and ``serving``
+``pack`` replaces the layers of a model, ``save`` and ``load`` keep it in a file that is mapped into memory. ``pack_weight``
+rearranges one stored weight, ``pack_sparse`` a dense one with a mask, ``product`` multiplies with it, ``bound`` says how far
+off that may be. ``generate`` and ``speculative`` produce text, ``bench`` and ``serving``
 time it. A file is imported when its name is first used.
 """
 
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from isoloss.deploy.linear import PackedConv, PackedEmbedding, PackedLinear
-    from isoloss.deploy.models import load, pack, packed_layers
+    from isoloss.deploy.models import load, pack, packed_layers, save
     from isoloss.deploy.packing import Packed, pack_weight
     from isoloss.deploy.products import product
     from isoloss.deploy.reference import bound
+    from isoloss.deploy.sparse import pack_sparse
 
 __all__ = [
     "Packed",
@@ -25,9 +27,11 @@ __all__ = [
     "bound",
     "load",
     "pack",
+    "pack_sparse",
     "pack_weight",
     "packed_layers",
     "product",
+    "save",
 ]
 
 _HOME = {
@@ -38,9 +42,11 @@ _HOME = {
     "bound": "reference",
     "load": "models",
     "pack": "models",
+    "pack_sparse": "sparse",
     "pack_weight": "packing",
     "packed_layers": "models",
     "product": "products",
+    "save": "models",
 }
 
 

@@ -21,6 +21,7 @@ from torch import nn
 
 from isoloss.deploy.decoders import Decoder, Session
 from isoloss.deploy.linear import PackedEmbedding
+from isoloss.deploy.models import held_in
 from isoloss.measure.latency import Median, times
 from isoloss.measure.roofline import Roofline, cores
 
@@ -95,6 +96,8 @@ def bytes_read(model: nn.Module) -> int:
         if not isinstance(module, (nn.Embedding, PackedEmbedding)):
             for one in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
                 found[one.untyped_storage()._cdata, one.storage_offset()] = one.numel() * one.element_size()
+        for held in held_in(module).values():
+            found[(id(held),)] = held.bytes
     return sum(found.values())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -20,17 +20,24 @@ from isoloss.compress.formats import (
     Integer,
     NormalFloat,
     Table,
+    WithLowRank,
     WithOutliers,
 )
-from isoloss.compress.formats.encoded import below, rows_columns
+from isoloss.compress.formats.encoded import below, joined, rows_columns
 from isoloss.deploy.planes import PLANES, from_bytes, split, to_bytes
-from isoloss.native.products import GroupMatrix, SparseMatrix, TableMatrix
+from isoloss.deploy.real_packing import codes_of, exact_scale, group_of, reals_of, slices
+from isoloss.deploy.reals import KINDS, Wanted
+from isoloss.native.products import GroupMatrix, SparseMatrix, TableMatrix, Weight
+from isoloss.native.reals import RealKind, RealMatrix
 from isoloss.native.runs import BLOCK, PLANE, TILE, Runs, group_runs, table_runs
 
 Activations = Literal["int8", "int16", "float"]
-Kind = Literal["table", "float-table", "levels", "dense"]
+Kind = Literal["table", "float-table", "levels", "dense", RealKind]
 MOST_TABLE_BITS = 6
 MOST_FLOAT_TABLE_BITS = 4
+MOST_ROWS, MOST_COLUMNS = (1 << 31) - 1, 1 << 20
+MOST_FILLED = 1.5
+"""Columns of levels, filled up, for each column of the weight; with more (groups of 16) they are packed otherwise."""
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -39,17 +46,19 @@ class Packed:
     """A weight as the kernels read it.
 
     Kinds: ``table`` (a table of bytes per row and group, with a step and a lowest value), ``float-table`` (of fp16
-    numbers), ``levels`` (whole numbers with a scale per row and group, 16 rows to a tile), ``dense`` (float32, for formats
-    without a kernel).
+    numbers), ``levels`` (whole numbers with a scale per row and group, 16 rows to a tile), those of
+    :data:`isoloss.deploy.reals.KINDS`, which take activations as they are, and ``dense`` (float32).
 
     Args:
-        kind: one of the four.
+        kind: one of these.
         shape: rows and columns of the matrix.
         bits: of a code; 32 where dense.
-        group: columns that share a table or a scale.
-        tensors: by name; what they are follows from the rest.
-        times: of levels: 1, or 2 (bipolar).
-        offset: of levels, added to a code.
+        group: columns that share a table, a scale, a code or a pattern.
+        tensors: by name; what they are follows from the rest. ``outliers.*`` lie beside any kind, ``left.*`` and ``right.*``
+            are packed weights whose product does.
+        times: of levels: 1, or 2 (bipolar); of others a number that their kind explains.
+        offset: of levels, added to a code; of others the same.
+        factors: settings of ``left`` and ``right``, where they are.
 
     Raises:
         ValueError: a tensor is missing, unknown, of another dtype or shape, or holds places outside the matrix.
@@ -62,13 +71,19 @@ class Packed:
     tensors: Mapping[str, Tensor]
     times: int = 1
     offset: int = 0
+    factors: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise ValueError(f"a packed weight is {', '.join(get_args(Kind))}, got {self.kind!r}")
-        if min(*self.shape, self.group) < 1 or self.times not in (1, 2) or abs(self.offset) > 256:
+        known = self.times in (1, 2) or self.kind in KINDS
+        if min(*self.shape, self.group) < 1 or not known or abs(self.offset) > 256:
             raise ValueError(
                 f"a packed weight needs rows, columns and groups of at least 1, got {self.settings}"
+            )
+        if self.shape[0] > MOST_ROWS or self.shape[1] > MOST_COLUMNS:
+            raise ValueError(
+                f"a packed weight has up to {MOST_ROWS} rows and {MOST_COLUMNS} columns, got {self.settings}"
             )
         wanted = _layout(self)
         for name, (dtypes, shape) in wanted.items():
@@ -80,15 +95,16 @@ class Packed:
                     f"{name} needs {' or '.join(map(str, dtypes))} of shape {shape}, contiguous, "
                     f"got {part.dtype} of shape {tuple(part.shape)}. The packed weight is damaged"
                 )
-        if unknown := set(self.tensors) - set(wanted):
+        thin = {name for name in self.tensors if self.factors and name.startswith(("left.", "right."))}
+        if unknown := set(self.tensors) - set(wanted) - thin:
             raise ValueError(f"a packed weight of this kind has no {', '.join(sorted(unknown))}")
-        _ = self.matrix, self.sparse  # they look at the numbers
+        _ = self.matrix, self.sparse, self.thin  # they look at the numbers
 
     @property
     def settings(self) -> str:
         """What is not in the tensors, as words that :func:`from_settings` reads."""
         numbers = [*self.shape, self.bits, self.group, self.times, self.offset]
-        return json.dumps([self.kind, *numbers, sorted(self.tensors)])
+        return json.dumps([self.kind, *numbers, sorted(self.tensors), *self.factors])
 
     @property
     def bytes(self) -> int:
@@ -101,16 +117,36 @@ class Packed:
         cut = group_runs if self.kind == "levels" else table_runs
         return cut(self.shape[1], min(self.group, self.shape[1]))
 
+    @property
+    def own(self) -> dict[str, Tensor]:
+        """The tensors of its kind, without what lies beside."""
+        return {name: one for name, one in self.tensors.items() if "." not in name}
+
+    @property
+    def groups(self) -> int:
+        """Of columns."""
+        return -(-self.shape[1] // self.group)
+
+    @property
+    def widths(self) -> list[int]:
+        """Columns of each group."""
+        whole = self.shape[1] // self.group
+        return [self.group] * whole + [self.shape[1] - whole * self.group] * (whole < self.groups)
+
+    def spread(self, per_group: Tensor) -> Tensor:
+        """(rows, groups) -> (rows, columns): what each group has at each of its columns."""
+        if self.groups == 1:
+            return per_group
+        return per_group[:, torch.arange(self.shape[1]) // self.group]
+
     @cached_property
-    def matrix(self) -> TableMatrix | GroupMatrix | None:
+    def matrix(self) -> TableMatrix | GroupMatrix | RealMatrix | None:
         """For the native kernels; None where dense."""
-        part = {
-            name: one.detach().numpy()
-            for name, one in self.tensors.items()
-            if not name.startswith("outliers")
-        }
         if self.kind == "dense":
             return None
+        if self.kind in KINDS:
+            return KINDS[self.kind].matrix(self)
+        part = {name: one.detach().numpy() for name, one in self.own.items()}
         if self.kind == "levels":
             return GroupMatrix(
                 self.runs, self.bits, self.shape[0], part["codes"], part["scale"], part.get("zero"),
@@ -132,8 +168,35 @@ class Packed:
             self.shape[1], part["outliers.values"], part["outliers.columns"], part["outliers.rows"]
         )
 
+    @cached_property
+    def thin(self) -> tuple[Packed, Packed] | None:
+        """Two packed weights whose product lies beside: (rows, rank) and (rank, columns)."""
+        if not self.factors:
+            return None
+        if len(self.factors) != 2:
+            raise ValueError(f"a product beside has two factors, got {len(self.factors)}")
+        left, right = (
+            from_settings(words, below(name, self.tensors))
+            for words, name in zip(self.factors, ("left", "right"), strict=True)
+        )
+        if left.shape[0] != self.shape[0] or right.shape != (left.shape[1], self.shape[1]):
+            raise ValueError(
+                f"factors need the shapes ({self.shape[0]}, r) and (r, {self.shape[1]}), got {left.shape} and {right.shape}"
+            )
+        return left, right
+
+    @cached_property
+    def ready(self) -> Weight:
+        """Matrix and outliers for native products."""
+        return Weight(self.matrix, self.sparse)
+
     def decode(self) -> Tensor:
-        """The matrix that the packed tensors stand for, float32, outliers in it."""
+        """The matrix that the packed tensors stand for, float32, with all that lies beside in it."""
+        matrix = self.without_factors()
+        return matrix if self.thin is None else matrix + self.thin[0].decode() @ self.thin[1].decode()
+
+    def without_factors(self) -> Tensor:
+        """The same, of what lies beside the outliers alone."""
         matrix = self.dense_part()
         if "outliers.values" in self.tensors:
             counts = self.tensors["outliers.rows"].diff().long()
@@ -143,9 +206,11 @@ class Packed:
         return matrix
 
     def dense_part(self) -> Tensor:
-        """The same without the outliers."""
+        """The same without what lies beside."""
         if self.kind == "dense":
             return self.tensors["weight"]
+        if self.kind in KINDS:
+            return KINDS[self.kind].decode(self)
         group = torch.arange(self.shape[1]) // self.group
         codes = self.codes()
         if self.kind == "levels":
@@ -164,9 +229,9 @@ class Packed:
 
     def part(self, index: Tensor) -> Packed:
         """Some rows as a packed weight of their own."""
-        kept: dict[str, Tensor] = {}
-        for name, one in self.tensors.items():
-            if name.startswith("outliers") or (name == "table" and self.kind == "levels"):
+        kept: dict[str, Tensor] = dict(KINDS[self.kind].part(self, index)) if self.kind in KINDS else {}
+        for name, one in () if self.kind in KINDS else self.own.items():
+            if name == "table" and self.kind == "levels":
                 continue
             if self.kind == "levels":
                 tile, lane = index // TILE, index % TILE
@@ -190,8 +255,20 @@ class Packed:
                 ),
                 "outliers.rows": pointers,
             }  # fmt: skip
+        factors = self.factors
+        if self.thin is not None:
+            left = self.thin[0].part(index)
+            kept |= joined({"left": left.tensors, "right": self.thin[1].tensors})
+            factors = left.settings, factors[1]
         return Packed(
-            self.kind, (len(index), self.shape[1]), self.bits, self.group, kept, self.times, self.offset
+            self.kind,
+            (len(index), self.shape[1]),
+            self.bits,
+            self.group,
+            kept,
+            self.times,
+            self.offset,
+            factors,
         )
 
     def codes(self) -> Tensor:
@@ -230,22 +307,25 @@ def from_settings(settings: str, tensors: Mapping[str, Tensor]) -> Packed:
         ValueError: words that are no settings, or tensors of another weight.
     """
     try:
-        kind, *numbers, names = json.loads(settings)
-        rows, columns, bits, group, times, offset = (int(one) for one in numbers)
+        kind, rows, columns, bits, group, times, offset, names, *factors = json.loads(settings)
+        rows, columns, bits, group, times, offset = (
+            int(one) for one in (rows, columns, bits, group, times, offset)
+        )
+        factors = tuple(str(one) for one in factors)
     except (ValueError, TypeError) as error:
         raise ValueError(f"these are no settings of a packed weight: {settings!r}") from error
     if names != sorted(tensors):
         raise ValueError(f"this packed weight has the tensors {names}, got {', '.join(sorted(tensors))}")
-    return Packed(kind, (rows, columns), bits, group, tensors, times, offset)
+    return Packed(kind, (rows, columns), bits, group, tensors, times, offset, factors)
 
 
 def pack_weight(encoded: Encoded, activations: Activations = "int8") -> Packed:
     """A stored weight rearranged for the kernels.
 
     Tables of up to six bits per row or group of columns become tables of bytes: an entry is off by at most half of the
-    255th part of its table's range. With ``float`` activations tables of up to four bits stay fp16, and nothing is
-    rounded. Integers, fixed point, NF4 and floats of up to four bits become whole-number levels with a scale, exactly, but
-    for NF4 (at most 1/254 of the scale). Other formats are decoded to float32.
+    255th part of its table's range. Integers, fixed point, NF4 and floats of up to four bits become whole-number levels
+    with a scale, exactly, but for NF4 (at most 1/254 of the scale). All other formats, and with ``float`` activations all,
+    are multiplied with activations as they are, and nothing is rounded.
 
     Args:
         encoded: any shape; a convolution becomes a matrix.
@@ -267,28 +347,37 @@ def pack_weight(encoded: Encoded, activations: Activations = "int8") -> Packed:
         raise ValueError(f"activations are {', '.join(get_args(Activations))}, got {activations!r}")
     shape = rows_columns(encoded.shape)
     format, parts = encoded.format, encoded.parts
-    if isinstance(format, WithOutliers):
+    if isinstance(format, (WithOutliers, WithLowRank)):
         inner = pack_weight(Encoded(format.dense, encoded.shape, below("dense", parts)), activations)
-        encoded.decode()  # refuses pointers and columns that lie outside
-        beside = {name: part.contiguous() for name, part in parts.items() if name.startswith("outliers")}
-        return Packed(
-            inner.kind, shape, inner.bits, inner.group, {**inner.tensors, **beside}, inner.times, inner.offset
-        )
+        if isinstance(format, WithOutliers) and "outliers.rows" not in inner.tensors:
+            beside = {name: part.contiguous() for name, part in parts.items() if name.startswith("outliers")}
+            return replace(inner, tensors={**inner.tensors, **beside})
+        if isinstance(format, WithLowRank) and not inner.factors:
+            left, right = (
+                pack_weight(Encoded(format.factors, size, below(name, parts)), activations)
+                for name, size in format.factor_shapes(encoded.shape).items()
+            )
+            tensors = {**inner.tensors, **joined({"left": left.tensors, "right": right.tensors})}
+            return replace(inner, tensors=tensors, factors=(left.settings, right.settings))
+        return _dense(encoded, shape)
     if isinstance(format, Coded):
-        group = format.group if isinstance(format.group, int) else shape[1]
-        group = min(group, shape[1])
-        if activations == "float":
-            if (
-                isinstance(format, Table)
-                and format.bits <= MOST_FLOAT_TABLE_BITS
-                and format.group != "tensor"
-            ):
-                return _tables(encoded, shape, group, floats=True)
-        elif isinstance(format, Table) and format.group != "tensor":
-            if format.bits <= MOST_TABLE_BITS:
-                return _tables(encoded, shape, group, floats=False)
-        elif (meant := _meaning(format, encoded)) is not None:
+        group = group_of(format, shape[1])
+        if isinstance(format, Table) and format.group != "tensor":
+            if format.bits <= (MOST_FLOAT_TABLE_BITS if activations == "float" else MOST_TABLE_BITS):
+                return _tables(encoded, shape, group, floats=activations == "float")
+        elif (
+            activations != "float"
+            and group_runs(shape[1], group).width <= MOST_FILLED * shape[1]
+            and (meant := _meaning(format, encoded)) is not None
+        ):
             return _levels(encoded, shape, group, meant)
+    made = reals_of(encoded)
+    if made is None:
+        return _dense(encoded, shape)
+    return Packed(made.kind, shape, made.bits, made.group, made.tensors, made.times, made.offset)
+
+
+def _dense(encoded: Encoded, shape: tuple[int, int]) -> Packed:
     weight = encoded.decode().reshape(shape).contiguous()
     return Packed("dense", shape, 32, shape[1], {"weight": weight})
 
@@ -345,16 +434,16 @@ def _looked_up(values: Tensor, scale: Tensor) -> _Meaning:
 
 def _levels(encoded: Encoded, shape: tuple[int, int], group: int, meant: _Meaning) -> Packed:
     rows, columns = shape
-    runs = group_runs(columns, group)
-    codes, bits = encoded.codes(), encoded.format.bits  # type: ignore[attr-defined]
-    padded = torch.zeros(rows, runs.width, dtype=torch.uint8)
-    for start, count, place in zip(runs.start, runs.count, runs.place, strict=True):
-        padded[:, place : place + count] = codes[:, start : start + count]
-    own = to_bytes(split(padded, 1, (-1, PLANES, BLOCK // PLANES)), bits)  # row, block, bit, four columns
-    scale = meant.scale
-    if scale.dtype != torch.float16:  # powers of two, say, take half the bytes
-        scale = scale.half() if torch.equal(scale.half().float(), scale.float()) else scale.float()
-    tensors = {"codes": _tiles(own, True), "scale": _tiles(scale.expand(rows, runs.segments), False)}
+    runs, bits, parts = group_runs(columns, group), encoded.format.bits, []  # type: ignore[attr-defined]
+    for some in slices(rows, columns):
+        codes = codes_of(encoded, some)
+        padded = torch.zeros(len(codes), runs.width, dtype=torch.uint8)
+        for start, count, place in zip(runs.start, runs.count, runs.place, strict=True):
+            padded[:, place : place + count] = codes[:, start : start + count]
+        own = to_bytes(split(padded, 1, (-1, PLANES, BLOCK // PLANES)), bits)  # row, block, bit, four columns
+        parts.append(_tiles(own, True))
+    scale = exact_scale(meant.scale)  # powers of two, say, take half the bytes
+    tensors = {"codes": torch.cat(parts), "scale": _tiles(scale.expand(rows, runs.segments), False)}
     if meant.zero is not None:
         tensors["zero"] = _tiles(meant.zero.expand(rows, runs.segments), False)
     if meant.table is not None:
@@ -363,13 +452,15 @@ def _levels(encoded: Encoded, shape: tuple[int, int], group: int, meant: _Meanin
 
 
 def _tables(encoded: Encoded, shape: tuple[int, int], group: int, floats: bool) -> Packed:
-    runs = table_runs(shape[1], group)
-    codes, bits, blocks = encoded.codes(), encoded.format.bits, []  # type: ignore[attr-defined]
-    for start, count, wide in zip(runs.start, runs.count, runs.wide, strict=True):
-        block = torch.zeros(shape[0], PLANES * int(wide), dtype=torch.uint8)
-        block[:, :count] = codes[:, start : start + count]
-        blocks.append(to_bytes(split(block, 1, (PLANES, int(wide))), bits).flatten(1))
-    tensors = {"codes": torch.cat(blocks, dim=1).contiguous()}
+    runs, bits, parts = table_runs(shape[1], group), encoded.format.bits, []  # type: ignore[attr-defined]
+    for some in slices(*shape):
+        codes, blocks = codes_of(encoded, some), []
+        for start, count, wide in zip(runs.start, runs.count, runs.wide, strict=True):
+            block = torch.zeros(len(codes), PLANES * int(wide), dtype=torch.uint8)
+            block[:, :count] = codes[:, start : start + count]
+            blocks.append(to_bytes(split(block, 1, (PLANES, int(wide))), bits).flatten(1))
+        parts.append(torch.cat(blocks, dim=1))
+    tensors = {"codes": torch.cat(parts)}
     stored = encoded.grid().table.half().contiguous()
     if floats:
         return Packed("float-table", shape, bits, group, {**tensors, "table": stored})
@@ -398,17 +489,18 @@ def _rows_of_tiles(tiles: Tensor, rows: int) -> Tensor:
     return tiles.movedim(-1, 1).flatten(0, 1)[:rows]
 
 
-def _layout(packed: Packed) -> dict[str, tuple[tuple[torch.dtype, ...], tuple[int, ...]]]:
+def _layout(packed: Packed) -> Wanted:
     """Tensor -> its dtypes and shape."""
     rows, columns = packed.shape
-    wanted: dict[str, tuple[tuple[torch.dtype, ...], tuple[int, ...]]] = {}
+    wanted: Wanted = {}
     byte, f32 = (torch.uint8,), (torch.float32,)
-    most = {"table": MOST_TABLE_BITS, "float-table": MOST_FLOAT_TABLE_BITS, "levels": 8, "dense": 32}[
-        packed.kind
-    ]
+    known = {"table": MOST_TABLE_BITS, "float-table": MOST_FLOAT_TABLE_BITS, "levels": 8}
+    most = known.get(packed.kind, 32)
     if not 1 <= packed.bits <= most:
         raise ValueError(f"a packed weight of this kind needs 1 to {most} bits, got {packed.bits}")
-    if packed.kind == "dense":
+    if packed.kind in KINDS:
+        wanted |= KINDS[packed.kind].layout(packed)
+    elif packed.kind == "dense":
         wanted["weight"] = (f32, (rows, columns))
     elif packed.kind == "levels":
         runs, tiles = packed.runs, -(-rows // TILE)

@@ -118,3 +118,33 @@ def test_the_same_seed_makes_the_same_trials():
     rate = landscape(3)
     first, second = (search(AXES, rate, 40, 5) for _ in range(2))
     assert first.trials == second.trials
+
+
+def test_a_server_gives_each_request_the_text_that_it_gets_alone():
+    torch = pytest.importorskip("torch", reason="text needs torch")
+    from isoloss.deploy.decoders import decoder
+    from isoloss.deploy.generate import generate
+    from isoloss.deploy.server import Request, serve
+    from isoloss.trainers.gpt_modules import of
+    from isoloss.trainers.gpt_settings import Settings
+    from isoloss.trainers.transformer import GPT
+
+    settings = Settings(width=32, tokens=(1,), seq_len=64)
+    model = decoder(of(GPT(settings), settings))
+    texts = (b"the cat sat on the mat and the dog", b"to be", b"or", b"not to be that is", b"x")
+    requests = [Request(list(text), 3 + 4 * i, i) for i, text in enumerate(texts)]
+    alone = [generate(model, list(one.prompt), one.new, seed=one.seed).tokens for one in requests]
+    for batch, piece in ((1, 64), (2, 5), (3, 1), (8, 64)):
+        made = serve(model, requests, batch, piece)
+        assert list(made.texts) == alone
+        assert max(made.waited) <= made.seconds
+        assert made.tokens_per_second == pytest.approx(sum(map(len, alone)) / made.seconds)
+    assert serve(model, requests, 1, 64).readings == sum(len(text) for text in alone)
+    assert serve(model, requests, 5, 64).readings == max(len(text) for text in alone)
+    ended = serve(model, requests, 3, end=alone[4][2])
+    assert ended.texts[4] == alone[4][:3]
+    with pytest.raises(ValueError, match="needed requests"):
+        serve(model, [], 1)
+    with pytest.raises(ValueError, match="reads at most 64"):
+        serve(model, [Request([1] * 60, 9)], 1)
+    assert torch.is_grad_enabled()

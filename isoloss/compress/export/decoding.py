@@ -271,7 +271,7 @@ class _LowRank(Decoder):
         super().__init__()
         format = encoded.format
         assert isinstance(format, WithLowRank)
-        (left, right), self.shape = format._factor_shapes(encoded.shape), rows_columns(encoded.shape)
+        (left, right), self.shape = format.factor_shapes(encoded.shape).values(), rows_columns(encoded.shape)
         self.dense = dense
         self.left = decoder(Encoded(format.factors, left, below("left", encoded.parts)))
         self.right = decoder(Encoded(format.factors, right, below("right", encoded.parts)))

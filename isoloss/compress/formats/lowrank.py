@@ -83,14 +83,14 @@ class WithLowRank:
 
     def decode(self, parts: Parts, shape: Shape, dtype: torch.dtype) -> Tensor:
         """Dense plus product."""
-        (left, right), size = self._factor_shapes(shape), rows_columns(shape)
+        (left, right), size = self.factor_shapes(shape).values(), rows_columns(shape)
         a = self.factors.decode(below("left", parts), left, dtype)
         b = self.factors.decode(below("right", parts), right, dtype)
         return self.dense.decode(below("dense", parts), shape, dtype).reshape(size) + a @ b
 
     def layout(self, shape: Shape) -> Layout:
         """The dense part and two factors."""
-        left, right = self._factor_shapes(shape)
+        left, right = self.factor_shapes(shape).values()
         return {
             **prefixed("dense", self.dense.layout(shape)),
             **prefixed("left", self.factors.layout(left)),
@@ -99,15 +99,16 @@ class WithLowRank:
 
     def size(self, shape: Shape) -> int:
         """Stored bits."""
-        left, right = self._factor_shapes(shape)
+        left, right = self.factor_shapes(shape).values()
         return self.dense.size(shape) + self.factors.size(left) + self.factors.size(right)
 
     def _rank(self, shape: Shape) -> int:
         return min(self.rank, *rows_columns(shape))
 
-    def _factor_shapes(self, shape: Shape) -> tuple[Shape, Shape]:
+    def factor_shapes(self, shape: Shape) -> dict[str, Shape]:
+        """Shapes of A, ``left``, and of B, ``right``."""
         rows, columns = rows_columns(shape)
-        return (rows, self._rank(shape)), (self._rank(shape), columns)
+        return {"left": (rows, self._rank(shape)), "right": (self._rank(shape), columns)}
 
 
 def add_low_rank(dense: Encoded, left: Tensor, right: Tensor, factors: Format | None = None) -> Encoded:
