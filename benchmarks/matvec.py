@@ -327,7 +327,7 @@ def main() -> None:
     parse.add_argument("--out", type=Path, help="page to write the tables to; else they are printed")
     asked = parse.parse_args()
     library = Ggml(asked.ggml) if asked.ggml else None
-    parts = [f"{page.machine()} torch {torch.__version__}; {native.status()}"]
+    parts = [f"{page.machine()} torch {torch.__version__}; kernels: {', '.join(native.status().sets)}"]
     if library is not None:
         parts[0] += f"; ggml built for {library.sets()}"
     for threads in asked.threads:

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -126,14 +127,19 @@ def _compile(command: list[str], scratch: Path) -> Path:
     unit = scratch / "amx.o"
     if wide and sys.platform == "linux":
         with contextlib.suppress(_Failed):  # an assembler before 2020 does not know the matrix unit
-            _run([*command, *given, *FLAGS, *ROUNDING, *wider, "-c", str(HERE / "amx.c"), "-o", str(unit)])
+            _run([*command, *FLAGS, *given, *ROUNDING, *wider, "-c", str(HERE / "amx.c"), "-o", str(unit)])
             objects.append(str(unit))
     known = [*(["-DISOLOSS_X86"] if wide else []), *(["-DISOLOSS_AMX"] if objects else [])]
     chosen = [f'-DISOLOSS_SOURCE="{digest()}"', *known]
     once = [("pool.c", "pool", []), ("product.c", "product", []), ("dispatch.c", "dispatch", chosen)]
-    for source, name, flags in [*jobs, *once]:
-        objects.append(str(scratch / f"{name}.o"))
-        _run([*command, *given, *FLAGS, *ROUNDING, *flags, "-c", str(HERE / source), "-o", objects[-1]])
+
+    def compiled_to(source: str, name: str, flags: list[str]) -> str:
+        made = str(scratch / f"{name}.o")
+        _run([*command, *FLAGS, *given, *ROUNDING, *flags, "-c", str(HERE / source), "-o", made])
+        return made
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each waits for a compiler
+        objects += pool.map(lambda job: compiled_to(*job), [*jobs, *once])
     library = scratch / LIBRARY
     maths = [] if sys.platform == "win32" else ["-lm"]
     _run([*command, *given, "-shared", "-pthread", *objects, *maths, "-o", str(library)])
