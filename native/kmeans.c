@@ -182,6 +182,13 @@ static void solve(Row *r, int32_t levels, double *centres, uint8_t *codes, doubl
     } else
         for (int32_t k = 0; k <= m; k++)
             r->t.path[k] = k;
+    /* Where a run more wins less than rounding, some may have come out empty: each takes a point of its neighbour. */
+    for (int32_t k = 1; k < used; k++)
+        if (r->t.path[k] <= r->t.path[k - 1])
+            r->t.path[k] = r->t.path[k - 1] + 1;
+    for (int32_t k = used - 1; k > 0; k--)
+        if (r->t.path[k] >= r->t.path[k + 1])
+            r->t.path[k] = r->t.path[k + 1] - 1;
     const int32_t *path = r->t.path;
     for (int32_t k = 0; k < levels; k++)
         centres[k] = k < used ? mean(r, path[k], path[k + 1]) : centres[used - 1];

@@ -96,6 +96,13 @@ def test_no_partition_costs_less(row):
 @example((list(map(float, range(40))), [1.0] * 40, 7))  # evenly spaced: prices skip numbers of levels
 @example((list(map(float, range(40))), [1.0] * 40, 9))
 @example(([float(k * k) for k in range(40)], [1.0] * 40, 8))
+@example(  # a run more wins less than rounding
+    (
+        [6.0, 8.0, 9.0, 4.1e-61, 2.0**-24, 0.0, 4.0, 5.0, 7.0, 0.1, -1.0, 0.0],
+        [1.0] * 4 + [2.0] + [1.0] * 6 + [0.0],
+        10,
+    )
+)
 def test_the_recursion_finds_no_less(row):
     assert_least(*row, oracle.least_by_recursion(*row))
 
