@@ -4,8 +4,8 @@
 
 ``--only`` takes patterns (``minilm/*``, ``*/hqq*``). Peers run in processes of their own, by the Python that
 ``--peer-python`` names, in which ``{}`` stands for the peer's package (``/envs/{}/bin/python``); one that is not there is
-a row with the reason. Every row is kept in the cache's folder as it is done, so that work that was cut off goes on. About
-an hour of one core in all.
+a row with the reason. Every row is kept in the cache's folder as it is done, so that work that was cut off goes on. Some
+hours of one core in all.
 """
 
 from __future__ import annotations

@@ -106,6 +106,10 @@ OURS: tuple[Row, ...] = (
     *(Row(case, method) for case in (*LINEAR[:2], *CONVOLUTIONS) for method in (*_MIXED, *_UNIFORM)),
     Row("efficientnet-lite0", "gptq@int4/g128/asym grouped8"),
     *(
+        Row("minilm", method)
+        for method in ("mixed@4.2 tuned taught", "mixed(ranged)@4.2 tuned", "mixed@4.2 learned")
+    ),
+    *(
         Row(case, method, 1)
         for case in ("minilm", "resnet20")
         for method in ("gptq@int3/g128/asym", "mixed@3.2 tuned")

@@ -144,6 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model, calibration, judged = model_and_windows(max(row.windows for row in rows), given.part == "chosen")
     original = log_probabilities(model, judged)
     lines = []
+    plans: dict[tuple[str, float], tuple[dict[str, Choice | None], float]] = {}
     for row in rows:
         work, began = copy.deepcopy(model), time.process_time()
         tuning = None if row.tuning is None else settings.read(Tuning, row.tuning, "tuning")
@@ -151,8 +152,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if row.bits is None:
             choices["*"] = Choice(row.format, row.solver)
         else:
-            with products(given.multiply):
-                choices |= mixed(row, model, calibration)
+            key = row.solver, row.bits
+            if key not in plans:
+                with products(given.multiply):
+                    plan = mixed(row, model, calibration)
+                plans[key] = plan, time.process_time() - began
+                began = time.process_time()
+            choices |= plans[key][0]
+            began -= plans[key][1]  # once for all rows, counted for each
         made = compress(
             work,
             choices,

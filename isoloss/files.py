@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,20 +55,40 @@ def write_atomically(path: Path, text: str) -> None:
         ValueError: the path is a folder, or its folder does not exist or cannot be written.
     """
     refuse_unwritable(path)
-    target = _target(path)
+    with written(_target(path)) as beside, open(beside, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` to write to, which takes its name when the block ends well, and is gone when it does not.
+
+    Folders that are missing are made.
+
+    Raises:
+        ValueError: it cannot be written there.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with written(Path(folder) / "a.bin") as beside:
+        ...         _ = beside.write_bytes(b"whole")
+        ...     os.listdir(folder)
+        ['a.bin']
+    """
     try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
+    os.close(handle)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        yield Path(name)
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(name, 0o666 & ~umask)  # mkstemp's 0600 is for secrets
-        os.replace(name, target)
+        os.replace(name, path)
     except BaseException as error:
-        os.unlink(name)
+        Path(name).unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
         raise

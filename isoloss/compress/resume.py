@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from isoloss.compress.formats import Encoded
 from isoloss.compress.recipe import Outcome
+from isoloss.files import written
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,26 +145,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str,
     Raises:
         ValueError: it cannot be written there.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
-    os.close(handle)
-    try:
-        own = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        safetensors.torch.save_file(_apart(own), name, dict(facts))
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp's 0600 is for secrets
-        with open(name, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException as error:
-        Path(name).unlink(missing_ok=True)
-        if isinstance(error, (OSError, safetensors.SafetensorError)):
+    own = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    with written(path) as beside:
+        try:
+            safetensors.torch.save_file(_apart(own), beside, dict(facts))
+        except safetensors.SafetensorError as error:
             raise ValueError(f"cannot write {path}: {error}") from error
-        raise
+        with open(beside, "rb+") as file:
+            os.fsync(file.fileno())
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

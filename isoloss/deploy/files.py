@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from isoloss.compress.recipe import Recipe
 from isoloss.compress.resume import parts_of
 from isoloss.compress.saving import BESIDE, PLAIN, RECIPE
 from isoloss.deploy.packing import Activations, Packed, from_settings, pack_weight
+from isoloss.files import written
 
 TENSORS = "packed.safetensors"
 SCHEMA = "isoloss/packed/1"
@@ -178,28 +178,13 @@ def _write(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any
         at += size(name)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % _ALIGNED)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(len(text).to_bytes(8, "little"))
-            file.write(text)
-            for name in order:
-                file.write(memoryview(own[name].reshape(-1).view(torch.uint8).numpy()))
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(scratch, 0o666 & ~umask)  # mkstemp's 0600 is for secrets
-        os.replace(scratch, path)
-    except BaseException as error:
-        Path(scratch).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
-        raise
+    with written(path) as beside, open(beside, "wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for name in order:
+            file.write(memoryview(own[name].reshape(-1).view(torch.uint8).numpy()))
+        file.flush()
+        os.fsync(file.fileno())
     return 8 + len(text) + at
 
 

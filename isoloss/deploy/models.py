@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -222,13 +221,9 @@ def _stored(model: nn.Module) -> Stored:
                 f"{start}{name}.{i}": one for i, one in enumerate(held.parts) if isinstance(one, Tensor)
             }
         if isinstance(module, PackedModule):
-            _without(plain, [f"{start}{name.replace('.', '_')}" for name in module.names.split()])
+            for name in module.names.split():
+                plain.pop(f"{start}{name.replace('.', '_')}", None)
     return Stored({name: found[name] for name in recipe.layers}, plain, recipe, activations)
-
-
-def _without(plain: dict[str, Any], names: Collection[str]) -> None:
-    for name in names:
-        plain.pop(name, None)
 
 
 def _module(model: nn.Module, path: str) -> nn.Module:

@@ -59,12 +59,6 @@ def product(
         raise ValueError(
             f"this weight takes a float32 bias of shape ({packed.shape[0]},), got {bias.dtype} of {tuple(bias.shape)}"
         )
-    if bias is not None and (
-        bias.shape != (packed.shape[0],) or bias.dtype != torch.float32 or not bias.is_cpu
-    ):
-        raise ValueError(
-            f"this weight takes a float32 bias of shape ({packed.shape[0]},), got {bias.dtype} of {tuple(bias.shape)}"
-        )
     tokens = x.shape[0]
     if tokens >= DECODED_FROM or (packed.kind == "dense" and set(packed.tensors) == {"weight"}):
         return torch.nn.functional.linear(x, packed.decode(), bias)

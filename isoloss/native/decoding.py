@@ -11,9 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoloss.native.kmeans import check
-from isoloss.native.library import library, status
-from isoloss.native.products import Floats, Weight, WeightFields
-from isoloss.native.runs import TILE
+from isoloss.native.products import Floats, Weight, address_of, needed_library, place_of
 
 Upper = NDArray[np.uint16]
 GATED, SQUARED = range(2)
@@ -88,8 +86,7 @@ class Matrix:
         """Rows and columns."""
         if isinstance(self.weight, np.ndarray):
             return self.weight.shape[0], self.weight.shape[1]
-        fields = WeightFields.from_address(self.weight._address)
-        return fields.rows, fields.columns
+        return self.weight.shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,7 +200,7 @@ class Native:
         if not array.flags.c_contiguous:
             raise ValueError("arrays of a model need to be contiguous")
         self._kept.append(array)
-        return int(array.__array_interface__["data"][0])
+        return address_of(array)
 
     def _matrix(self, given: Matrix | None) -> _Matrix:
         if given is None:
@@ -214,14 +211,8 @@ class Native:
             made.floats, made.upper = self._at(one), int(one.dtype == np.uint16)
         else:
             self._kept.append(one)
-            made.weight = one._address
+            made.weight = one.address
         return made
-
-    @property
-    def cache_shape(self) -> tuple[int, int, int, int, int]:
-        """Of the keys and values of a text, with 0 for the places in it; float32."""
-        s = self.sizes
-        return len(self.layers), 2, s.kv_heads, 0, -(-s.size // TILE) * TILE
 
     def step(
         self,
@@ -239,7 +230,8 @@ class Native:
         Args:
             ids: (tokens,).
             position: (tokens,): place of each in its text; those of one text ascend.
-            caches: address of the cache of each token's text, which has the shape :attr:`cache_shape`.
+            caches: address of the keys and values of each token's text: float32, (layers, 2, kv_heads, places, size filled up
+                to 16).
             rooms: places in it.
             hidden: (tokens, width), written: what the head gets.
             logits: (tokens, vocabulary), written; None: not wanted.
@@ -250,9 +242,7 @@ class Native:
             RuntimeError: there is no native code.
             ValueError: shapes or types other than these, a token or position out of range.
         """
-        found, tokens = library(), len(ids)
-        if found is None:
-            raise RuntimeError(f"native code was asked for, but there is none: {status().reason}")
+        found, tokens = needed_library(), len(ids)
         check("ids", ids, ((tokens,),), ("i8",))
         check("position", position, ((len(caches),),), ("i8",))
         check("hidden", hidden, ((len(rooms), self.sizes.width),), ("f4",))
@@ -260,12 +250,12 @@ class Native:
             check("logits", logits, ((tokens, self.sizes.vocabulary),), ("f4",))
         at = np.array(caches, np.uint64)
         room = np.array(rooms, np.int64)
-        place = 0 if instructions is None else status().sets.index(instructions)
+        place = place_of(instructions)
         scratch = self._scratch.pop() if self._scratch else np.empty(0, np.uint8)
         while True:
             answer = found.isoloss_decode(
-                ctypes.addressof(self._model), _at(ids), _at(position), tokens, _at(at), _at(room), _at(hidden),
-                None if logits is None else _at(logits), _at(scratch), scratch.nbytes, threads, place,
+                ctypes.addressof(self._model), address_of(ids), address_of(position), tokens, address_of(at), address_of(room), address_of(hidden),
+                None if logits is None else address_of(logits), address_of(scratch), scratch.nbytes, threads, place,
             )  # fmt: skip
             if answer == 0:
                 self._scratch.append(scratch)
@@ -278,7 +268,3 @@ class Native:
                     f"within their cache, got {ids.tolist()} at {position.tolist()}"
                 )
             scratch = np.empty(2 * answer, np.uint8)
-
-
-def _at(array: NDArray[Any]) -> int:
-    return int(array.__array_interface__["data"][0])

@@ -184,6 +184,10 @@ class Weight:
     Raises:
         RuntimeError: there is no native code.
         ValueError: parts that do not fit each other.
+
+    Attributes:
+        shape: rows and columns.
+        address: of its structure, good for as long as this lives.
     """
 
     def __init__(
@@ -195,6 +199,7 @@ class Weight:
         shape = beside if matrix is None else (matrix.rows, matrix.columns)
         if shape is None or beside not in (None, shape):
             raise ValueError(f"a matrix and its outliers need the same shape, got {shape} and {beside}")
+        self.shape = shape
         fields = WeightFields(kind=_ADDED, rows=shape[0], columns=shape[1])
         if isinstance(matrix, RealMatrix):
             self._reals = matrix.fields()
@@ -203,13 +208,13 @@ class Weight:
         elif matrix is not None:
             _fill(fields, matrix)
         if sparse is not None:
-            fields.outlier, fields.outlier_column = _at(sparse.value), _at(sparse.column)
-            fields.outlier_row, fields.outlier_bytes = _at(sparse.row), sparse.column.itemsize
+            fields.outlier, fields.outlier_column = address_of(sparse.value), address_of(sparse.column)
+            fields.outlier_row, fields.outlier_bytes = address_of(sparse.row), sparse.column.itemsize
         self._kept = (matrix, sparse, fields)  # what the addresses are of
-        self._address = ctypes.addressof(fields)
-        found = _library()
+        self.address = ctypes.addressof(fields)
+        found = needed_library()
         self._product = found.isoloss_product
-        _done(found.isoloss_weight_fits(self._address))
+        _done(found.isoloss_weight_fits(self.address))
 
     def product(
         self, x: int, tokens: int, parts: int, bias: int | None, out: int, threads: int,
@@ -230,8 +235,7 @@ class Weight:
             ValueError: a number out of range.
             MemoryError: no room to work in.
         """
-        place = 0 if instructions is None else status().sets.index(instructions)
-        answer = self._product(self._address, x, tokens, parts, bias, out, threads, place)
+        answer = self._product(self.address, x, tokens, parts, bias, out, threads, place_of(instructions))
         if answer == 1:
             raise MemoryError(f"a product with {tokens} tokens found no memory")
         if answer:
@@ -246,17 +250,17 @@ def _fill(fields: WeightFields, matrix: TableMatrix | GroupMatrix) -> None:
     fields.bits, fields.runs, fields.segments = matrix.bits, len(runs.count), runs.segments
     fields.width, fields.stride = runs.width, runs.stride
     for name in ("start", "count", "wide", "segment", "place"):
-        setattr(fields, name, _at(getattr(runs, name)))
-    fields.codes, fields.row_bytes = _at(matrix.codes), matrix.codes[:1].nbytes
+        setattr(fields, name, address_of(getattr(runs, name)))
+    fields.codes, fields.row_bytes = address_of(matrix.codes), matrix.codes[:1].nbytes
     if matrix.table is not None:
-        fields.table = _at(matrix.table)
+        fields.table = address_of(matrix.table)
     if isinstance(matrix, GroupMatrix):
         fields.kind, fields.times, fields.offset = _LEVELS, matrix.times, matrix.offset
-        fields.scale, fields.half = _at(matrix.scale), matrix.scale.itemsize == 2
+        fields.scale, fields.half = address_of(matrix.scale), matrix.scale.itemsize == 2
         if matrix.zero is not None:
-            fields.zero = _at(matrix.zero)
+            fields.zero = address_of(matrix.zero)
     elif matrix.step is not None and matrix.low is not None:
-        fields.kind, fields.step, fields.low = _TABLES, _at(matrix.step), _at(matrix.low)
+        fields.kind, fields.step, fields.low = _TABLES, address_of(matrix.step), address_of(matrix.low)
     else:
         fields.kind = _FLOATS
 
@@ -284,9 +288,9 @@ def plane_product(
     check("out", out, ((a.shape[0], b.shape[0]),), ("i8",))
     if not 0 <= first <= last <= a.shape[0]:
         raise ValueError(f"rows need to lie in 0 to {a.shape[0]}, got {first} to {last}")
-    _done(_library().isoloss_plane_product(
-        _at(a), a.shape[1], first, last, _at(b), b.shape[1], b.shape[0], b.shape[2], _at(out),
-        _place(instructions),
+    _done(needed_library().isoloss_plane_product(
+        address_of(a), a.shape[1], first, last, address_of(b), b.shape[1], b.shape[0], b.shape[2], address_of(out),
+        place_of(instructions),
     ))  # fmt: skip
 
 
@@ -298,22 +302,28 @@ def read_bytes(memory: Bytes, instructions: str | None = None) -> int:
         ValueError: another type or layout.
     """
     check("memory", memory, (memory.shape,), ("u1",))
-    return int(_library().isoloss_read_bytes(_at(memory), memory.size, _place(instructions)))
+    return int(needed_library().isoloss_read_bytes(address_of(memory), memory.size, place_of(instructions)))
 
 
-def _at(array: NDArray[Any]) -> int:
+def address_of(array: NDArray[Any]) -> int:
     """Its address."""
     return int(array.__array_interface__["data"][0])
 
 
-def _library() -> ctypes.CDLL:
+def needed_library() -> ctypes.CDLL:
+    """The library.
+
+    Raises:
+        RuntimeError: there is none.
+    """
     found = library()
     if found is None:
         raise RuntimeError(f"native code was asked for, but there is none: {status().reason}")
     return found
 
 
-def _place(instructions: str | None) -> int:
+def place_of(instructions: str | None) -> int:
+    """The number of a set of instructions; of the best by default."""
     return 0 if instructions is None else status().sets.index(instructions)
 
 

@@ -118,6 +118,26 @@ def test_an_interrupted_choice_goes_on_with_the_layers_that_were_encoded(run, tm
     assert all(torch.equal(found[name], tensor) for name, tensor in whole.items())
 
 
+def test_formats_may_name_their_solvers(run, tmp_path):
+    code, printed, found = run(
+        "nets.py:make --bits 5.5 --format int4/asym@nearest,int3/asym,table2/int8@kmeans --out small"
+    )
+    assert code == 0, printed
+    own = json.loads((tmp_path / "small" / "recipe.json").read_text(encoding="utf-8"))["layers"]
+    by = {"int4/asym": "nearest", "int3/asym": "gptq", "table2/int8": "kmeans"}
+    assert all(layer["solver"] == by[layer["format"]] for layer in own)
+    assert set(found["solver"].split(", ")) == {layer["solver"] for layer in own}
+
+
+def test_tables_and_integers_stand_for_choice_where_nothing_is_named(run, tmp_path):
+    code, printed, _ = run("nets.py:make --frontier points.csv")
+    assert code == 0, printed
+    with open(tmp_path / "points.csv", encoding="utf-8", newline="") as file:
+        by = {row["variant"]: row["solver"] for row in csv.DictReader(file)}
+    assert by["table3/int8"] == "lut-feedback"
+    assert by["int4/g128/asym"] == "gptq"
+
+
 def test_without_a_loss_the_errors_of_outputs_decide(run):
     code, printed, found = run("nets.py:bare --bits 4.5")
     assert code == 0, printed
