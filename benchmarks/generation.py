@@ -42,6 +42,7 @@ from isoloss.deploy.acceptance import agreement, fit
 from isoloss.deploy.bench import bytes_read, pinned
 from isoloss.deploy.decoders import Session, StackSession, decoder
 from isoloss.deploy.generate import generate
+from isoloss.deploy.packing import Activations
 from isoloss.deploy.sampling import Sampling
 from isoloss.deploy.server import Request, serve
 from isoloss.deploy.serving import search
@@ -136,12 +137,12 @@ class Llama:
         return [of(kind) for kind in LLAMA]
 
 
-def fast(own: Original, recipe: str, cache: Path) -> nn.Module:
+def fast(own: Original, recipe: str, cache: Path, activations: Activations = "int8") -> nn.Module:
     """The compressed model, running from its stored bits."""
     folder, _ = compressed(own, recipe, cache)
     if own.name == "byte-gpt":
-        return deploy.load(folder, original(own.name, cache).model)
-    return deploy.load(folder)
+        return deploy.load(folder, original(own.name, cache).model, activations)
+    return deploy.load(folder, activations=activations)
 
 
 def ways_of(own: Original, cache: Path) -> list[Way]:
@@ -213,8 +214,9 @@ def losses(own: Original, cache: Path) -> list[dict[str, Any]]:
     for recipe in RECIPES[own.name]:
         _, promised = compressed(own, recipe, cache)
         found = judged_in_pieces(own, fast(own, recipe, cache))
-        rows.append({"recipe": recipe, "promised": promised, "found": found})
-        print(recipe, promised, found, flush=True)
+        finer = judged_in_pieces(own, fast(own, recipe, cache, "int16"))
+        rows.append({"recipe": recipe, "promised": promised, "found": found, "int16": finer})
+        print(recipe, promised, found, finer, flush=True)
     return rows
 
 
@@ -321,12 +323,21 @@ def section(found: Mapping[str, Any]) -> str:
     for name, rows in found.get("loss", {}).items():
         lines = [
             [row["recipe"], f"{row['promised']['bits']:.2f}", f"{row['promised']['KL']:.4f} ± {row['promised']['KL se']:.4f}",
-             f"{row['found']['KL']:.4f}", f"{row['found']['original loss']:.4f}", f"{row['promised']['loss']:.4f}",
+             f"{row['found']['KL']:.4f}", f"{row['int16']['KL']:.4f}", f"{row['found']['original loss']:.4f}", f"{row['promised']['loss']:.4f}",
              f"{row['found']['loss']:.4f}"]
             for row in rows
         ]  # fmt: skip
-        heads = ["model", "bits a weight", "KL promised", "KL running", "loss before", "promised", "running"]
-        parts.append(f"### {name}: loss\n\n" + page.table(heads, lines, tuple(range(1, 7))))
+        heads = [
+            "model",
+            "bits a weight",
+            "KL promised",
+            "KL running",
+            "int16",
+            "loss before",
+            "promised",
+            "running",
+        ]
+        parts.append(f"### {name}: loss\n\n" + page.table(heads, lines, tuple(range(1, 8))))
     for name, rows in found.get("draft", {}).items():
         lines = [
             [row["draft"], row["rule"], "" if row["accepted"] is None else f"{100 * row['accepted']:.0f}%",

@@ -1,8 +1,8 @@
 """Matrix times vector from stored bits beside the usual ways: ``python -m benchmarks.matvec [--threads 1 2]``.
 
 Weights are cold: each way has copies of its matrix that together take more than 256 MB, and goes through them in turn. Ways
-are timed in rounds, one call of each after another, and the best of all rounds counts: the machine may have other work. The
-bandwidth is that of reading such copies and doing nothing else, in the same rounds.
+are timed in rounds, one call of each after another, and the best of all rounds counts: the machine may have other work.
+Threads are held to the first cores. The bandwidth is that of reading such copies and doing nothing else, in the same rounds.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from benchmarks import page
 from isoloss import native
 from isoloss.compress import formats
 from isoloss.deploy import pack_weight, product
+from isoloss.deploy.bench import pinned
 from isoloss.deploy.packing import Packed
 from isoloss.native.products import read_bytes
 
@@ -242,7 +243,6 @@ def timed(
     rows: int, columns: int, tokens: int, threads: int, rounds: int, only: list[str], library: Ggml | None
 ) -> dict[str, Timed | str]:
     """Every way by its name; why not, where it cannot be run."""
-    torch.set_num_threads(threads)
     makes: dict[str, Callable[[], Way]] = {
         "reading alone, one thread": lambda: reading(rows * columns // 2),
         **{
@@ -334,10 +334,11 @@ def main() -> None:
         for shape in asked.shapes:
             rows, columns = map(int, shape.split("x"))
             load = os.getloadavg()[0]
-            found = {
-                tokens: timed(rows, columns, tokens, threads, asked.rounds, asked.only, library)
-                for tokens in asked.tokens
-            }
+            with pinned(threads):
+                found = {
+                    tokens: timed(rows, columns, tokens, threads, asked.rounds, asked.only, library)
+                    for tokens in asked.tokens
+                }
             parts.append(table(shape, threads, found, load))
             print(parts[-1], flush=True)
     if asked.out:

@@ -11,10 +11,14 @@ enum { MOST_TOKENS = 8 };
 /* One number of each row. */
 ALWAYS reals of_rows(const float *from, int64_t stride, int64_t rows)
 {
+    reals v;
+    if (stride == 1 && rows == TILE) {
+        memcpy(&v, from, sizeof v);
+        return v;
+    }
     float all[TILE] = {0};
     for (int64_t r = 0; r < rows; r++)
         all[r] = from[r * stride];
-    reals v;
     memcpy(&v, all, sizeof v);
     return v;
 }
@@ -48,6 +52,76 @@ UNROLLED(8)
     }
 }
 
+#if defined(ISOLOSS_WRITTEN_OUT)
+#define NARROW
+/* Where 8 bytes of plane p lie: the 8 bytes of a block they are taken from, `apart` of them a plane, and how far to move them.
+ * Above 3 bits the last ones come from a second place, as plane() of bytes.h has them. */
+ALWAYS void places_of(int bits, int apart, int p, int of, int64_t *first, int64_t *right, int64_t *second, int64_t *left,
+                      int64_t *back)
+{
+    const int own = bits == 1 ? 0 : bits == 2 ? p / 4 : bits == 3 && p > 5 ? p - 6 : p / 2;
+    const int other = bits == 3 ? 2 : bits == 6 ? 4 + p / 4 : 4;
+    const int by = bits == 3 ? p - 2 : bits == 6 ? 2 * (p % 4) - 4 : p - 4;
+    *first = own * apart + of;
+    *right = bits == 1 ? p : bits == 2 ? 2 * (p % 4) : bits == 3 ? (p < 6 ? 3 * (p % 2) : 6) : 4 * (p % 2);
+    *second = other * apart + of;
+    *left = by < 0 ? -by : 0;
+    *back = by > 0 ? by : 0;
+}
+
+/* Codes of as many whole planes as 64 bytes hold, the first of them `from`; a plane has 8, 16 or 32 bytes. */
+ALWAYS bytes planes_of(bytes low, bytes high, int bits, int wide, int from)
+{
+    const int apart = wide / 8;
+    longs first = {0}, right = {0}, second = {0}, left = {0}, back = {0}, mask = {0};
+UNROLLED(8)
+    for (int l = 0; l < 8; l++) {
+        const int p = from + l / apart;
+        int64_t at[5];
+        places_of(bits, apart, p, l % apart, at, at + 1, at + 2, at + 3, at + 4);
+        first[l] = at[0], right[l] = at[1], second[l] = at[2], left[l] = at[3], back[l] = at[4];
+        mask[l] = bits == 3 ? (p < 6 ? -1 : 0x0303030303030303) : 0x0f0f0f0f0f0f0f0f;
+    }
+    typedef uint64_t places __attribute__((vector_size(WIDE)));
+    const longs a = (longs)((places)__builtin_shuffle((longs)low, (longs)high, first) >> (places)right);
+    if (bits < 3 || bits == 4)
+        return (bytes)a;
+    const longs b = (longs)((places)(__builtin_shuffle((longs)low, (longs)high, second) << left) >> (places)back);
+    return (bytes)_mm512_ternarylogic_epi64((__m512i)mask, (__m512i)a, (__m512i)b, 0xCA);
+}
+
+/* A block of planes of 8, 16 or 32 bytes (`wide`): several at once. */
+ALWAYS void narrow_block_of(const isoloss_weight *w, const uint8_t *code, int wide, const uint8_t *tables, int64_t stride,
+                            int64_t rows, const int8_t *x, whole (*dots)[TILE], const int count, const int bits)
+{
+    const int64_t ahead = ahead_of(TILE * w->row_bytes);
+    const int vectors = wide / 8;
+    bytes activations[MOST_TOKENS][4];
+    for (int t = 0; t < count; t++)
+        for (int p = 0; p < PLANES; p++)
+            memcpy((uint8_t *)activations[t] + p * wide, x + t * w->width + p * WIDE, (size_t)wide);
+    for (int64_t r = 0; r < rows; r++) {
+        const bytes table = repeated(tables + r * stride, bits);
+        const uint8_t *const from = code + r * w->row_bytes;
+        const bytes low = load_some(from, bits * wide);
+        const bytes high = bits * wide > WIDE ? load_some(from + WIDE, bits * wide - WIDE) : low;
+        bytes v[4];
+        __builtin_prefetch(from + ahead, 0, 2);
+UNROLLED(4)
+        for (int i = 0; i < vectors; i++)
+            v[i] = look(table, planes_of(low, high, bits, wide, i * PLANES / vectors), bits);
+UNROLLED(8)
+        for (int t = 0; t < count; t++) {
+            whole sum = {0};
+UNROLLED(4)
+            for (int i = 0; i < vectors; i++)
+                sum = dot(sum, v[i], activations[t][i]);
+            dots[t][r] = sum;
+        }
+    }
+}
+#endif
+
 /* Up to 16 rows of `count` tokens, the first of them `token`. */
 ALWAYS void tile_of(const Product *m, int64_t first, int64_t rows, int64_t token, const int count, const int bits)
 {
@@ -67,6 +141,14 @@ ALWAYS void tile_of(const Product *m, int64_t first, int64_t rows, int64_t token
             const int32_t wide = w->wide[b];
             if (wide == WIDE)
                 block_of(w, code, wide, tables, w->segments << bits, rows, x, dots, count, bits, 1);
+#if defined(NARROW)
+            else if (wide == 8)
+                narrow_block_of(w, code, 8, tables, w->segments << bits, rows, x, dots, count, bits);
+            else if (wide == 16)
+                narrow_block_of(w, code, 16, tables, w->segments << bits, rows, x, dots, count, bits);
+            else if (wide == 32 && bits <= 4)
+                narrow_block_of(w, code, 32, tables, w->segments << bits, rows, x, dots, count, bits);
+#endif
             else
                 block_of(w, code, wide, tables, w->segments << bits, rows, x, dots, count, bits, 0);
             code += bits * wide;

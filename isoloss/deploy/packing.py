@@ -26,7 +26,7 @@ from isoloss.compress.formats import (
 from isoloss.compress.formats.encoded import below, joined, rows_columns
 from isoloss.deploy.planes import PLANES, from_bytes, split, to_bytes
 from isoloss.deploy.real_packing import codes_of, exact_scale, group_of, reals_of, slices
-from isoloss.deploy.reals import KINDS, Wanted
+from isoloss.deploy.reals import KINDS, Wanted, in_rows
 from isoloss.native.products import GroupMatrix, SparseMatrix, TableMatrix, Weight
 from isoloss.native.reals import RealKind, RealMatrix
 from isoloss.native.runs import BLOCK, PLANE, TILE, Runs, group_runs, table_runs
@@ -215,7 +215,7 @@ class Packed:
         codes = self.codes()
         if self.kind == "levels":
             level = self._levels(codes)
-            scale = _rows_of_tiles(self.tensors["scale"].float(), self.shape[0])
+            scale = in_rows(self.tensors["scale"].float(), self.shape[0])
             return level.float() * scale[:, group]
         table = self.tensors["table"].float()
         if self.kind == "table":
@@ -296,7 +296,7 @@ class Packed:
         value = value * self.times + self.offset
         if "zero" in self.tensors:
             group = torch.arange(self.shape[1]) // self.group
-            value = value - _rows_of_tiles(self.tensors["zero"].int(), self.shape[0])[:, group]
+            value = value - in_rows(self.tensors["zero"].int(), self.shape[0])[:, group]
         return value
 
 
@@ -482,11 +482,6 @@ def _tiles(rows: Tensor, codes: bool) -> Tensor:
     if codes:
         return made.movedim(1, -2).flatten(-2).contiguous()
     return made.movedim(1, -1).contiguous()
-
-
-def _rows_of_tiles(tiles: Tensor, rows: int) -> Tensor:
-    """(tiles, groups, 16) -> (rows, groups)."""
-    return tiles.movedim(-1, 1).flatten(0, 1)[:rows]
 
 
 def _layout(packed: Packed) -> Wanted:

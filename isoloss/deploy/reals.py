@@ -124,12 +124,12 @@ class SmallFloat:
         elif exponent < 0:
             value = have["table"][codes.long()]
         else:
-            zero = _in_rows(have["zero"].float(), rows) if "zero" in have else None
+            zero = in_rows(have["zero"].float(), rows) if "zero" in have else None
             value = codes.float() * -packed.times + packed.offset
             value = value if zero is None else value - packed.spread(zero)
         scale = self._scale(have)
         if scale is not None:
-            scale = _in_rows(scale, rows)
+            scale = in_rows(scale, rows)
             return value * packed.spread(scale * have["unit"][:rows, None] if "unit" in have else scale)
         return value * have["unit"][:rows, None] if "unit" in have else value
 
@@ -384,7 +384,7 @@ def _maybe(packed: Packed, name: str):  # type: ignore[no-untyped-def]
     return _array(packed.tensors[name]) if name in packed.tensors else None
 
 
-def _in_rows(tiles: Tensor, rows: int) -> Tensor:
+def in_rows(tiles: Tensor, rows: int) -> Tensor:
     """(tiles, groups, 16) -> (rows, groups)."""
     return tiles.movedim(-1, 1).flatten(0, 1)[:rows]
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isoloss.files import written
 from isoloss.study.records import LEVELS
 
 if TYPE_CHECKING:
@@ -71,28 +70,12 @@ def _cell(value: Any) -> Any:
 
 
 def _write(frame: pd.DataFrame, path: Path, format: str) -> Path:
-    """Write beside ``path`` and rename."""
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
-    try:
-        os.close(handle)
-        if format == "csv":
-            frame.to_csv(name, index=False)
-        else:
-            frame.to_parquet(name, index=False)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except BaseException as error:
-        Path(name).unlink(missing_ok=True)
-        if isinstance(error, ImportError):
-            raise ValueError(
-                "Parquet needs pyarrow. Do: pip install 'isoloss[parquet]', or write CSV"
-            ) from error
-        if isinstance(error, OSError):
-            raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
-        raise
+        with written(path) as beside:
+            if format == "csv":
+                frame.to_csv(beside, index=False)
+            else:
+                frame.to_parquet(beside, index=False)
+    except ImportError as error:
+        raise ValueError("Parquet needs pyarrow. Do: pip install 'isoloss[parquet]', or write CSV") from error
     return path

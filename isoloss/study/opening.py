@@ -106,30 +106,23 @@ def _create(path: Path) -> None:
             f"{path} is missing, but {path.name}-wal is there and holds its last entries. Do: put {path.name} "
             "back beside it, or move it away to start a new store"
         )
-    name = ""
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        with contextlib.closing(sqlite3.connect(name, isolation_level=None)) as made:
-            # readers go on while one process writes; kept where the file system has no WAL
-            made.execute("PRAGMA journal_mode = WAL")
-            made.execute("PRAGMA synchronous = FULL")
-            migrate(made)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        with contextlib.suppress(FileExistsError):  # another process was first: its store is as good
-            os.link(name, path)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            beside = Path(folder) / path.name
+            beside.touch()  # with the rights that any new file gets; SQLite alone would give fewer
+            with contextlib.closing(sqlite3.connect(beside, isolation_level=None)) as made:
+                # readers go on while one process writes; kept where the file system has no WAL
+                made.execute("PRAGMA journal_mode = WAL")
+                made.execute("PRAGMA synchronous = FULL")
+                migrate(made)
+            with contextlib.suppress(FileExistsError):  # another process was first: its store is as good
+                os.link(beside, path)
         _sync_folder(path.parent)
     except (OSError, sqlite3.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise StoreError(
             f"cannot make the store {path}: {reason}. Do: give a folder that exists and can be written to"
         ) from error
-    finally:
-        for ending in ("", "-wal", "-shm", "-journal"):
-            if name:
-                Path(name + ending).unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -23,7 +23,7 @@ from isoloss.native.runs import group_runs, table_runs
 needs_native = pytest.mark.skipif(not native.available(), reason=str(native.status()))
 SETS = native.status().sets
 SPECS = [
-    "table1", "table2", "table3", "table4", "table5", "table6", "table3/g512", "table2/g100", "table3+2.0%",
+    "table1", "table2", "table3", "table4", "table5", "table6", "table3/g512", "table2/g100", "table3/g128", "table5/g64", "table3+2.0%",
     "table4/tensor", "int4/g128", "int4/g128/asym", "int3/g64/asym", "int2/g32", "int8", "int5/tensor", "int6/g50",
     "int7/narrow", "int4/bipolar", "int1/bipolar", "nf4/g64", "mxfp4", "fixed3.5", "int4/g40+2.0%",
 ]  # fmt: skip
@@ -31,7 +31,9 @@ SPECS = [
 
 def drawn(data: st.DataObject, spec: str):
     rows = data.draw(st.integers(1, 40), "rows")
-    columns = data.draw(st.integers(1, 80) | st.sampled_from([127, 511, 512, 513, 576, 1100]), "columns")
+    columns = data.draw(
+        st.integers(1, 80) | st.sampled_from([127, 511, 512, 513, 576, 640, 768, 1100]), "columns"
+    )
     tokens = data.draw(st.integers(1, 35), "tokens")
     make = torch.Generator().manual_seed(data.draw(st.integers(0, 999), "seed"))
     weight = torch.randn(rows, columns, generator=make)
