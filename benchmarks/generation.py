@@ -98,12 +98,11 @@ class Llama:
     def __init__(self, python: str, folder: Path, threads: Sequence[int]) -> None:
         env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         found = subprocess.run(
-            [python, "-c", "import xllamacpp; print(xllamacpp.xllamacpp.__file__)"], capture_output=True, text=True, env=env,
-            check=True,
+            [python, "-c", "import llama_cpp; print(llama_cpp.__file__)"], capture_output=True, text=True, env=env, check=True,
         )  # fmt: skip
         subprocess.run(
-            [sys.executable, str(PEERS / "llama_files.py"), str(source_file()), str(folder), found.stdout.strip(),
-             ",".join(LLAMA)], check=True,
+            [sys.executable, str(PEERS / "llama_files.py"), str(source_file()), str(folder),
+             str(Path(found.stdout.strip()).parent / "lib" / "libggml-base.so"), ",".join(LLAMA)], check=True,
         )  # fmt: skip
         self.bytes = {kind: (folder / f"{kind}.gguf").stat().st_size for kind in LLAMA}
         self.run = subprocess.Popen(
@@ -368,7 +367,7 @@ def section(found: Mapping[str, Any]) -> str:
         )
     about = f"{page.machine()} torch {torch.__version__}; {native.status().sets[:1]} kernels."
     if "llama" in found:
-        about += f" llama.cpp as xllamacpp {found['llama']['version']} ships it ({found['llama']['system'].strip(' |')})."
+        about += f" llama.cpp as llama-cpp-python {found['llama']['version']} compiles it here ({found['llama']['system'].strip(' |')})."
     return "\n\n".join([*parts, about])
 
 

@@ -152,7 +152,7 @@ class _Threads(ctypes.Structure):
 
 
 class Ggml:
-    """A library that has ggml in it, such as the one file of the package ``xllamacpp``."""
+    """A library that has ggml's processor code, such as ``libggml-cpu.so`` of the package ``llama-cpp-python``."""
 
     def __init__(self, path: Path) -> None:
         self.all = ctypes.CDLL(str(path))
@@ -322,7 +322,9 @@ def main() -> None:
     parse.add_argument("--rounds", type=int, default=40)
     parse.add_argument("--only", nargs="*", default=[])
     parse.add_argument(
-        "--ggml", type=Path, help="folder with libggml-base.so.0 and libggml-cpu.so.0, for its rows"
+        "--ggml",
+        type=Path,
+        help="libggml-cpu.so, as llama-cpp-python compiles it for the machine, for its rows",
     )
     parse.add_argument("--out", type=Path, help="page to write the tables to; else they are printed")
     asked = parse.parse_args()

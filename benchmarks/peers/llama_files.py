@@ -1,7 +1,7 @@
 """GGUF files of one model in several types of ggml, quantised by llama.cpp's own functions.
 
-SOURCE.gguf FOLDER LIBRARY TYPE,TYPE...: run by a Python that has the package `gguf`; LIBRARY is the shared library of a
-package of llama.cpp (`xllamacpp.abi3.so`). Matrices whose rows a type's blocks do not fill take the type that llama.cpp's
+SOURCE.gguf FOLDER LIBRARY TYPE,TYPE...: run by a Python that has the package `gguf`; LIBRARY is the shared library of
+llama.cpp that has ggml's quantisers (`libggml-base.so`). Matrices whose rows a type's blocks do not fill take the type that llama.cpp's
 quantiser falls back on, and the embedding, which is the head, takes Q8_0 beside 4 and 8 bits and Q6_K's fallback, which is
 Q8_0 too, beside fewer.
 """
