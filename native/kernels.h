@@ -44,8 +44,9 @@ typedef void turn_tokens(const Product *product, int64_t first);
 typedef int32_t reads_turned(const isoloss_weight *weight, int64_t tokens);
 /* Rows first (a multiple of 16) to last of all tokens. */
 typedef void product_rows(const Product *product, int64_t first, int64_t last);
-typedef void add_rows(const isoloss_weight *weight, const float *x, int64_t tokens, float *out, int64_t first,
-                      int64_t last);
+/* Adds rows first to last; `beside`: the same activations, 16 tokens side by side (tokens of 16, columns, 16), or NULL. */
+typedef void add_rows(const isoloss_weight *weight, const float *x, const float *beside, int64_t tokens, float *out,
+                      int64_t first, int64_t last);
 
 /* Rows first to last of tokens that stay floats; 0, or 1: no memory. */
 typedef int32_t real_product(const isoloss_reals *matrix, const float *x, int64_t tokens, int64_t first, int64_t last,

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TILE = 16, BLOCK_COLUMNS = 32, RUN = 512, PLANE = 64, LINE = 64, MOST_TOKENS = 1 << 20, TURNS = 4 };
+enum { TILE = 16, BLOCK_COLUMNS = 32, RUN = 512, PLANE = 64, LINE = 64, MOST_TOKENS = 1 << 20, TURNS = 4, BESIDE_FROM = 3 };
 
 /* Stored bytes times tokens that a thread should have at least: what waking it costs is read in that time. */
 #define SHARE (1 << 16)
@@ -21,6 +21,7 @@ typedef struct {
     int64_t rows; /* of a chunk */
     Rounded rounded;
     float *floats;
+    float *beside; /* what outliers of several tokens are multiplied with */
     atomic_int failed; /* no memory */
 } Task;
 
@@ -122,6 +123,20 @@ static void turn_chunk(void *context, int64_t chunk)
     task->kernels->turned(&task->product, chunk * TILE);
 }
 
+/* So many columns of 16 tokens, side by side. */
+static void beside_chunk(void *context, int64_t chunk)
+{
+    const Task *const task = context;
+    const int64_t columns = task->product.weight->columns, parts = (columns + RUN - 1) / RUN;
+    const int64_t token = chunk / parts * TILE, first = chunk % parts * RUN, left = task->tokens - token;
+    const int64_t last = columns - first < RUN ? columns : first + RUN, tokens = left < TILE ? left : TILE;
+    float *const to = task->beside + token * columns;
+    memset(to + first * TILE, 0, (size_t)((last - first) * TILE) * sizeof *to);
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t c = first; c < last; c++)
+            to[c * TILE + t] = task->x[(token + t) * columns + c];
+}
+
 static void rows_chunk(void *context, int64_t chunk)
 {
     Task *const task = context;
@@ -138,7 +153,7 @@ static void rows_chunk(void *context, int64_t chunk)
             for (int64_t r = first; r < last; r++)
                 task->out[t * w->rows + r] = product->out[2 * t * w->rows + r] + product->out[(2 * t + 1) * w->rows + r];
     if (w->outlier_row)
-        task->kernels->sparse(w, task->x, task->tokens, task->out, first, last);
+        task->kernels->sparse(w, task->x, task->beside, task->tokens, task->out, first, last);
     if (task->bias)
         for (int64_t t = 0; t < task->tokens; t++)
             for (int64_t r = first; r < last; r++)
@@ -167,6 +182,8 @@ static int64_t laid_out(Task *task, char *from)
         task->rounded.sum = place(from, &used, tokens * w->runs * f);
         task->rounded.segment_sum = place(from, &used, tokens * w->segments * f);
     }
+    if (w->outlier_row && task->tokens >= BESIDE_FROM)
+        task->beside = place(from, &used, (task->tokens + TILE - 1) / TILE * TILE * w->columns * f);
     if (task->turns) {
         const int64_t many = (tokens + TILE - 1) / TILE * TILE;
         task->product.turned.codes = place(from, &used, many * w->width);
@@ -206,6 +223,8 @@ int32_t isoloss_product(const isoloss_weight *w, const float *x, int64_t tokens,
     const int32_t useful = worth < threads ? (int32_t)worth : threads;
     if (w->kind < ISOLOSS_REALS)
         isoloss_share(round_chunk, &task, tokens, useful);
+    if (task.beside)
+        isoloss_share(beside_chunk, &task, (tokens + TILE - 1) / TILE * ((w->columns + RUN - 1) / RUN), useful);
     if (task.turns)
         isoloss_share(turn_chunk, &task, (task.product.tokens + TILE - 1) / TILE, useful);
     task.rows = chunk_of(w, useful);

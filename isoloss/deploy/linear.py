@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,17 @@ class PackedModule(nn.Module):
         ]
         self._seen = weakref.ref(packed), seen
         return packed
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves go for all buffers; another precision (``half()``) goes for all but the stored bits."""
+        stored = {id(self._buffers[key]) for key in self._keys}
+
+        def moved(one: Tensor) -> Tensor:
+            out = fn(one)
+            return one.to(out.device) if id(one) in stored and out.dtype is not one.dtype else out
+
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def tensors(self) -> list[Tensor]:
         """The packed tensors, in the order of their names."""
@@ -145,6 +157,10 @@ class PackedEmbedding(PackedModule):
         super().__init__(packed)
         self.num_embeddings, self.embedding_dim = packed.shape
         self.dtype = dtype
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        return super()._apply(fn, recurse)
 
     @torch.no_grad()
     def forward(self, index: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from isoloss.compress import formats
-from isoloss.deploy.linear import PackedConv, PackedLinear
+from isoloss.deploy.linear import PackedConv, PackedEmbedding, PackedLinear
+from isoloss.deploy.packing import pack_weight
 
 
 def layer(spec: str = "int4/g128", bias: bool = True):
@@ -81,6 +82,23 @@ def test_what_was_replaced_is_let_go():
     gc.collect()
     assert packed() is None
     assert fast(x).shape == (2, 3, 20)
+
+
+@pytest.mark.parametrize("to", [torch.float16, torch.bfloat16, torch.float64])
+def test_another_precision_leaves_the_stored_bits(to):
+    layer = nn.Linear(96, 8)
+    fast = PackedLinear.of(formats.get("int4/g32").encode(layer.weight), layer.bias)
+    found = PackedEmbedding(pack_weight(formats.get("table3").encode(layer.weight)))
+    before = {name: one.clone() for name, one in fast.named_buffers()}
+    x = torch.randn(3, 96)
+    wanted, rows = fast(x), found(torch.tensor([1, 5]))
+    fast.to(to), found.to(to)
+    assert fast.bias.dtype is to
+    assert all(torch.equal(one, before[name]) for name, one in fast.named_buffers() if name != "bias")
+    got, looked = fast(x.to(to)), found(torch.tensor([1, 5]))
+    assert got.dtype is looked.dtype is to
+    assert torch.allclose(got.float(), wanted, atol=0.03)
+    assert torch.equal(looked, rows.to(to))
 
 
 def test_copies_and_saved_modules_compute_the_same():
