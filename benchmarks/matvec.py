@@ -24,6 +24,7 @@ from isoloss import native
 from isoloss.compress import formats
 from isoloss.deploy import pack_weight, product
 from isoloss.deploy.bench import pinned
+from isoloss.deploy.linear import PackedLinear
 from isoloss.deploy.packing import Packed
 from isoloss.native.products import read_bytes
 
@@ -283,6 +284,28 @@ def timed(
     return found
 
 
+def around(rounds: int) -> str:
+    """What a product costs beside its arithmetic: one so small that it has next to none."""
+    x = torch.randn(1, 64)
+    linear = torch.nn.Linear(64, 16)
+    layer = PackedLinear.of(formats.get("table3").encode(linear.weight), linear.bias)
+    calls: dict[str, Callable[[], object]] = {
+        "a product": lambda: product(layer.packed, x),
+        "a packed layer": lambda: layer(x),
+        "`nn.Linear`": lambda: linear(x),
+    }
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    with torch.no_grad():
+        for _ in range(max(rounds, 20)):
+            for name, call in calls.items():
+                start = time.perf_counter()
+                for _ in range(100):
+                    call()
+                found[name].append((time.perf_counter() - start) / 100)
+    each = (f"{name} {1e6 * float(np.median(one)):.1f} µs" for name, one in found.items())
+    return f"Of 16 × 64 numbers, one thread, medians: {', '.join(each)}."
+
+
 def table(shape: str, threads: int, columns: dict[int, dict[str, Timed | str]], load: float) -> str:
     """Of one shape: a row for each way, by tokens."""
     head = ["way", "MB"]
@@ -332,6 +355,9 @@ def main() -> None:
     parts = [f"{page.machine()} torch {torch.__version__}; kernels: {', '.join(native.status().sets)}"]
     if library is not None:
         parts[0] += f"; ggml built for {library.sets()}"
+    with pinned(1):
+        parts.append(around(asked.rounds))
+    print(parts[-1], flush=True)
     for threads in asked.threads:
         for shape in asked.shapes:
             rows, columns = map(int, shape.split("x"))
