@@ -9,7 +9,7 @@
 
 #include <math.h>
 
-enum { TILE = LANES_OUT, TOGETHER = 4, BLOCK_COLUMNS = 32, NEAR = 16 };
+enum { TILE = LANES_OUT, TOGETHER = 4, BLOCK_COLUMNS = 32, NEAR = 16, AHEAD = 1 << 13 };
 #define ALONE (1 << 16) /* bytes that a thread reads sooner than another one begins */
 typedef uint16_t uppers __attribute__((vector_size(WIDE / 2)));
 typedef isoloss_matrix Matrix;
@@ -63,33 +63,62 @@ typedef struct {
     int64_t tokens, rows;
 } Dense;
 
-/* Rows of a matrix of floats, up to TOGETHER tokens at a time. */
-ALWAYS void dense_rows(const Matrix *m, int64_t first, int64_t last, const float *x, const int count, float *out,
+/* One row of a matrix of floats, or two, of which each number of x is read once, with up to TOGETHER tokens. */
+ALWAYS void dense_some(const Matrix *m, int64_t r, const int rows, const float *x, const int count, float *out,
                        int64_t stride, const int upper)
 {
     const int64_t n = m->columns, whole_part = n / (2 * TILE) * (2 * TILE);
-    for (int64_t r = first; r < last; r++) {
-        const float *w = (const float *)m->floats + r * n;
-        const uint16_t *u = (const uint16_t *)m->floats + r * n;
-        reals even[TOGETHER] = {{0}}, odd[TOGETHER] = {{0}};
-        for (int64_t c = 0; c < whole_part; c += 2 * TILE) {
-            const reals a = upper ? load_upper(u + c, TILE) : load_reals(w + c);
-            const reals b = upper ? load_upper(u + c + TILE, TILE) : load_reals(w + c + TILE);
-            for (int t = 0; t < count; t++) {
-                even[t] += a * load_reals(x + t * n + c);
-                odd[t] += b * load_reals(x + t * n + c + TILE);
+    const float *const w = (const float *)m->floats + r * n;
+    const uint16_t *const u = (const uint16_t *)m->floats + r * n;
+    reals even[2][TOGETHER] = {{{0}}}, odd[2][TOGETHER] = {{{0}}};
+    for (int64_t c = 0; c < whole_part; c += 2 * TILE) {
+        reals a[2], b[2];
+UNROLLED(2)
+        for (int k = 0; k < rows; k++) {
+            const int64_t at = k * n + c;
+            a[k] = upper ? load_upper(u + at, TILE) : load_reals(w + at);
+            b[k] = upper ? load_upper(u + at + TILE, TILE) : load_reals(w + at + TILE);
+            __builtin_prefetch((const uint8_t *)(upper ? (const void *)(u + at) : w + at) + AHEAD, 0, 2);
+            if (!upper)
+                __builtin_prefetch((const uint8_t *)(w + at + TILE) + AHEAD, 0, 2);
+        }
+UNROLLED(4)
+        for (int t = 0; t < count; t++) {
+            const reals one = load_reals(x + t * n + c), other = load_reals(x + t * n + c + TILE);
+UNROLLED(2)
+            for (int k = 0; k < rows; k++) {
+                even[k][t] += a[k] * one;
+                odd[k][t] += b[k] * other;
             }
         }
-        for (int64_t c = whole_part; c < n; c += TILE) {
-            const int64_t left = n - c < TILE ? n - c : TILE;
-            const reals a = upper ? load_upper(u + c, left) : load_few(w + c, left);
-            for (int t = 0; t < count; t++)
-                even[t] += a * load_few(x + t * n + c, left);
-        }
-        for (int t = 0; t < count; t++)
-            out[t * stride + r] = total(even[t] + odd[t]);
     }
+    for (int64_t c = whole_part; c < n; c += TILE) {
+        const int64_t left = n - c < TILE ? n - c : TILE;
+        for (int k = 0; k < rows; k++) {
+            const reals a = upper ? load_upper(u + k * n + c, left) : load_few(w + k * n + c, left);
+            for (int t = 0; t < count; t++)
+                even[k][t] += a * load_few(x + t * n + c, left);
+        }
+    }
+    for (int k = 0; k < rows; k++)
+        for (int t = 0; t < count; t++)
+            out[t * stride + r + k] = total(even[k][t] + odd[k][t]);
 }
+
+#define OF_COUNT(NAME, UPPER, COUNT)                                                                                   \
+    static void dense_##NAME##_##COUNT(const Matrix *m, int64_t first, int64_t last, const float *x, float *out)       \
+    {                                                                                                                  \
+        int64_t r = first;                                                                                             \
+        for (; r + 2 <= last; r += 2)                                                                                  \
+            dense_some(m, r, 2, x, COUNT, out, m->rows, UPPER);                                                        \
+        if (r < last)                                                                                                  \
+            dense_some(m, r, 1, x, COUNT, out, m->rows, UPPER);                                                        \
+    }
+#define OF_UPPER(NAME, UPPER) OF_COUNT(NAME, UPPER, 1) OF_COUNT(NAME, UPPER, 2) OF_COUNT(NAME, UPPER, 3) OF_COUNT(NAME, UPPER, 4)
+OF_UPPER(float, 0) OF_UPPER(upper, 1)
+typedef void dense_rows(const Matrix *, int64_t, int64_t, const float *, float *);
+static dense_rows *const dense[2][TOGETHER] = {{dense_float_1, dense_float_2, dense_float_3, dense_float_4},
+                                               {dense_upper_1, dense_upper_2, dense_upper_3, dense_upper_4}};
 
 static void dense_chunk(void *given, int64_t chunk)
 {
@@ -99,18 +128,9 @@ static void dense_chunk(void *given, int64_t chunk)
     for (int64_t first = begin; first < end; first += NEAR) { /* rows that stay in the cache while all tokens pass */
         const int64_t last = end - first < NEAR ? end : first + NEAR;
         for (int64_t t = 0; t < d->tokens;) {
-            const float *const x = d->x + t * m->columns;
-            float *const out = d->out + t * m->rows;
-            const int many = d->tokens - t >= TOGETHER;
-            if (m->upper && many)
-                dense_rows(m, first, last, x, TOGETHER, out, m->rows, 1);
-            else if (m->upper)
-                dense_rows(m, first, last, x, 1, out, m->rows, 1);
-            else if (many)
-                dense_rows(m, first, last, x, TOGETHER, out, m->rows, 0);
-            else
-                dense_rows(m, first, last, x, 1, out, m->rows, 0);
-            t += many ? TOGETHER : 1;
+            const int64_t left = d->tokens - t, count = left < TOGETHER ? left : TOGETHER;
+            dense[!!m->upper][count - 1](m, first, last, d->x + t * m->columns, d->out + t * m->rows);
+            t += count;
         }
         if (m->bias)
             for (int64_t t = 0; t < d->tokens; t++)
@@ -318,7 +338,7 @@ static void decoded(const Matrix *matrix, int64_t row, float *out)
         return;
     }
     const int bits = (int)m->bits;
-    const uint8_t mask = (uint8_t)((1 << bits) - 1), *const bytes_of = m->table;
+    const uint8_t *const bytes_of = m->table;
     const uint16_t *const halves = m->table;
     const int64_t tile = row / TILE, lane = row % TILE;
     const uint8_t *code = m->codes + (m->kind == ISOLOSS_LEVELS ? tile : row) * m->row_bytes;
@@ -331,13 +351,20 @@ static void decoded(const Matrix *matrix, int64_t row, float *out)
             scale = m->half ? half_to_float(((const uint16_t *)m->scale)[own]) : ((const float *)m->scale)[own];
         const int32_t zero = m->kind == ISOLOSS_LEVELS && m->zero ? m->zero[own] : 0;
         for (int32_t c = 0; c < count; c += PLANES * wide) {
-            bytes in[8];
+            uint8_t all[PLANES][WIDE];
             const int32_t here = m->kind == ISOLOSS_LEVELS ? WIDE : wide;
-            for (int k = 0; k < bits; k++)
-                in[k] = load_some(code + k * here, here);
+            for (int32_t part = 0; part < WIDE; part += PART) {
+                bytes in[8];
+                for (int k = 0; k < bits; k++)
+                    in[k] = load_some(code + k * here + part, here - part);
+                for (int p = 0; p < PLANES; p++) {
+                    const bytes some = alone(plane(in, bits, p), bits);
+                    memcpy(all[p] + part, &some, sizeof some);
+                }
+            }
             code += bits * here;
             for (int p = 0; p < PLANES; p++) {
-                const bytes codes = plane(in, bits, p) & mask;
+                const uint8_t *const codes = all[p];
                 for (int32_t i = 0; i < wide && c + p * wide + i < count; i++) {
                     float *const to = out + m->start[b] + c + p * wide + i;
                     if (m->kind == ISOLOSS_LEVELS) {

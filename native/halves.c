@@ -2,7 +2,7 @@
  * once per set (SET). Columns are the lanes. */
 #include "reals.h"
 
-enum { PARTS = 2 }; /* sums that do not wait for one another */
+enum { PARTS = 2, FAR = 1 << 13 }; /* sums that do not wait for one another; how far ahead numbers are asked for */
 
 ALWAYS void row_of(const Reals *m, int64_t r, const Tokens *t, const int count, const int type)
 {
@@ -13,7 +13,7 @@ ALWAYS void row_of(const Reals *m, int64_t r, const Tokens *t, const int count, 
         reals sum[MOST_TOKENS][PARTS] = {{{0}}};
         int64_t c = start;
         for (; c + PARTS * LANES_OUT <= end; c += PARTS * LANES_OUT) {
-            __builtin_prefetch((const uint8_t *)m->value + 2 * (first + c) + AHEAD);
+            __builtin_prefetch((const uint8_t *)m->value + 2 * (first + c) + FAR, 0, 2);
 UNROLLED(2)
             for (int k = 0; k < PARTS; k++) {
                 const int64_t at = c + k * LANES_OUT;
