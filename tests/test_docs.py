@@ -370,6 +370,8 @@ def documents(tmp_path_factory):
         "worth f.csv",
         "worth f.csv --law 7.json --tokens 1M --at 5",
         "bench nets.py:gpt --context 4 --new 2 --repeats 2",
+        "generate nets.py:gpt the --new 3",
+        "generate nets.py:gpt the --new 4 --draft nets.py:gpt",
         "pack small --out packed",
         "export small --to small.onnx --model nets.py:shared",
         "export small --to small.qonnx.onnx --model nets.py:shared",

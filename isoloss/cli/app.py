@@ -13,6 +13,7 @@ from isoloss.cli.compare import compare
 from isoloss.cli.compress import compress
 from isoloss.cli.export import export
 from isoloss.cli.fit import fit
+from isoloss.cli.generate import generate
 from isoloss.cli.laws import laws
 from isoloss.cli.ledger import ledger
 from isoloss.cli.level import level
@@ -53,6 +54,7 @@ for verb in (
     worth,
     export,
     pack,
+    generate,
     bench,
 ):
     app.command()(verb)

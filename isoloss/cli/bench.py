@@ -57,7 +57,7 @@ def bench(
     counts = _counts(threads)
     candidates = {}
     for name, place in zip(_names(models), models, strict=True):
-        model = _model(place)
+        model = model_of(place)
         candidates[name] = Candidate(decoder(model), bytes_read(model))
     machine = roofline()
     found = timed(candidates, counts, context, new, repeats, machine)
@@ -94,7 +94,7 @@ def _names(places: list[str]) -> list[str]:
     return short if len(set(short)) == len(short) else places
 
 
-def _model(place: str) -> nn.Module:
+def model_of(place: str) -> nn.Module:
     """The model of a folder: packed where it is a compressed one."""
     from isoloss.compress.saving import RECIPE
     from isoloss.deploy.files import TENSORS

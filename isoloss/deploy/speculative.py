@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from isoloss.deploy.decoders import Decoder, Session
-from isoloss.deploy.generate import prompt_of
+from isoloss.deploy.generate import Told, prompt_of
 from isoloss.deploy.sampling import Sampling, draw
 
 
@@ -133,6 +133,7 @@ def speculate(
     sampling: Sampling | None = None,
     seed: int = 0,
     end: int | None = None,
+    told: Told | None = None,
 ) -> Speculated:
     """Continue a text with the distribution of the model, in fewer readings of it.
 
@@ -145,6 +146,7 @@ def speculate(
         sampling: of both models' distributions; as the models say unless given.
         seed: of the draws.
         end: a token after which nothing comes.
+        told: is given each new token, those of one reading one after the other.
 
     Raises:
         ValueError: vocabularies differ; a prompt that one of them cannot read.
@@ -169,8 +171,8 @@ def speculate(
         raise ValueError(
             f"needed a draft model with the model's {model.vocabulary} tokens, got {draft.vocabulary}"
         )
-    known = [one.context for one in (model, draft) if one.context]
-    ids = prompt_of(prompt, new, min(known, default=0), model.vocabulary)
+    contexts = [one.context for one in (model, draft) if one.context]
+    ids = prompt_of(prompt, new, min(contexts, default=0), model.vocabulary)
     generator = torch.Generator().manual_seed(seed)
     target, helper = model.begin(), draft.begin()
     began = time.perf_counter()
@@ -187,9 +189,15 @@ def speculate(
         p = sampling.probabilities(target.read(ahead).logits[-len(proposed) - 1 :])
         kept, last = _checked(proposed, q, p, generator)
         calls, drafted, accepted, steps = calls + 1, drafted + len(proposed), accepted + kept, steps + read
+        known = len(text)
         text += [*proposed[:kept], last]
-        if end is not None and end in text[first:]:
-            text = text[: text.index(end, first) + 1]
+        ended = end is not None and end in text[known:]
+        if ended:
+            text = text[: text.index(end, known) + 1]
+        if told is not None:
+            for token in text[known : first + new]:
+                told(token)
+        if ended:
             break
         for session in (target, helper):
             session.rewind(min(session.length, len(text) - 1))
