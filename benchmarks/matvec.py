@@ -32,6 +32,7 @@ COLD = 256 << 20
 SPECS = ("table2", "table3", "table4", "table3+0.45%", "int2/g64", "int3/g128", "int4/g128", "int8")
 OTHERS = {"int16": ("table3", "int4/g128"), "float": ("table3", "table4")}
 """Activations that are not rounded to 8 bits -> formats."""
+AVX2 = ("table2", "table3", "table4", "int4/g128")
 
 
 @dataclass
@@ -55,14 +56,23 @@ def copies(size: int) -> int:
     return max(2, math.ceil(COLD / size))
 
 
-def ours(spec: str, rows: int, columns: int, tokens: int, threads: int, activations: str) -> Way:
+def ours(
+    spec: str,
+    rows: int,
+    columns: int,
+    tokens: int,
+    threads: int,
+    activations: str,
+    instructions: str | None = None,
+) -> Way:
     small = formats.get(spec).encode(torch.randn(64, columns))
     # Time does not depend on the numbers: 64 rows are encoded, and codes of the whole drawn.
     first = pack_weight(small, activations)
     packed = [widened(first, rows, spec) for _ in range(copies(first.bytes * rows // 64))]
     x = torch.randn(tokens, columns)
     name = f"isoloss {spec}, {activations} activations"
-    return Way(name, packed[0].bytes, [lambda p=p: product(p, x, activations, threads) for p in packed])
+    calls = [lambda p=p: product(p, x, activations, threads, instructions) for p in packed]
+    return Way(name, packed[0].bytes, calls)
 
 
 def widened(packed: Packed, rows: int, spec: str) -> Packed:
@@ -256,6 +266,10 @@ def timed(
             makes[f"isoloss {spec}, {activations} activations"] = lambda spec=spec, kind=activations: ours(
                 spec, rows, columns, tokens, threads, kind
             )
+    for spec in AVX2 if "avx2" in native.status().sets[1:] else ():
+        makes[f"isoloss {spec}, by AVX2 alone"] = lambda spec=spec: ours(
+            spec, rows, columns, tokens, threads, "int8", "avx2"
+        )
     makes["torch float32"] = lambda: floats(rows, columns, tokens, torch.float32)
     makes["torch bfloat16"] = lambda: floats(rows, columns, tokens, torch.bfloat16)
     makes["torch int8, dynamic"] = lambda: dynamic(rows, columns, tokens)

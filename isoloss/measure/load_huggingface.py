@@ -71,11 +71,13 @@ def from_folder(place: Path, wanted: Wanted) -> Loaded:
     if "gguf_file" in keywords:
         file = folder / str(keywords["gguf_file"])
         name, notes = file.stem, (*notes, _unpacked(file))
-    tokens = _tokeniser(transformers, folder, keywords)
+    masked = kind.endswith("ForMaskedLM")  # whose mask is a word of the tokeniser
+    needed = wanted.data is not None or masked  # reading one out of a GGUF file takes seconds
+    tokens = _tokeniser(transformers, folder, keywords) if needed else None
     if kind.endswith(("ForCausalLM", "LMHeadModel")):
         return _causal(model, tokens, wanted, name, notes)
     if model.main_input_name == "input_ids":
-        return _encoder(model, tokens, wanted, name, notes, masked=kind.endswith("ForMaskedLM"))
+        return _encoder(model, tokens, wanted, name, notes, masked)
     return _other(model, wanted, name, notes)
 
 
