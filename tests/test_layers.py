@@ -57,9 +57,15 @@ def part_of(path: Path) -> str:
     return "" if parts == ("__init__",) else parts[0]
 
 
-def imported_parts(path: Path) -> set[str]:
+@pytest.fixture(scope="module")
+def trees() -> dict[Path, ast.Module]:
+    """Every file of the package, parsed."""
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+
+
+def imported_parts(path: Path, tree: ast.Module) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -77,11 +83,14 @@ def imported_parts(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_go_one_way(path):
-    part = part_of(path)
-    assert part in MAY_IMPORT, f"new part {part!r}: say in MAY_IMPORT what it may import"
-    assert imported_parts(path) - {part} <= MAY_IMPORT[part]
+def test_imports_go_one_way(trees):
+    new = {part_of(path) for path in FILES} - set(MAY_IMPORT)
+    assert not new, f"new parts {new}: say in MAY_IMPORT what they may import"
+    wrong = {
+        path: imported_parts(path, tree) - {part_of(path)} - MAY_IMPORT[part_of(path)]
+        for path, tree in trees.items()
+    }
+    assert not {str(path.relative_to(ROOT)): parts for path, parts in wrong.items() if parts}
 
 
 def test_the_rules_have_no_circle_and_nothing_imports_the_command_line():
@@ -91,12 +100,12 @@ def test_the_rules_have_no_circle_and_nothing_imports_the_command_line():
             assert part not in MAY_IMPORT[other]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_no_file_is_long(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST
+def test_no_file_is_long():
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert not {str(path.relative_to(ROOT)): count for path, count in lines.items() if count > LONGEST}
 
 
-def public_functions(path: Path):
+def public_functions(tree: ast.Module):
     def walk(body, owner):
         for node in body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
@@ -104,20 +113,20 @@ def public_functions(path: Path):
             elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
                 yield owner, node
 
-    yield from walk(ast.parse(path.read_text(encoding="utf-8")).body, "")
+    yield from walk(tree.body, "")
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_public_signatures_are_written_out(path):
-    for owner, node in public_functions(path):
-        if (owner, node.name) not in AXES_BY_NAME:
-            assert node.args.kwarg is None, f"{owner}.{node.name} takes **{node.args.kwarg.arg}"
+def test_public_signatures_are_written_out(trees):
+    for path, tree in trees.items():
+        for owner, node in public_functions(tree):
+            if (owner, node.name) not in AXES_BY_NAME:
+                assert node.args.kwarg is None, f"{path}: {owner}.{node.name} takes **{node.args.kwarg.arg}"
 
 
-def test_the_spine_never_prints():
-    for path in FILES:
+def test_the_spine_never_prints(trees):
+    for path, tree in trees.items():
         if part_of(path) not in ("cli", "__main__"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for node in ast.walk(tree):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                     assert node.func.id != "print", path
 

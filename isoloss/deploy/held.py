@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from isoloss.deploy import gpu
 from isoloss.deploy.packing import Activations, Packed
 from isoloss.deploy.products import product
 
@@ -46,7 +47,13 @@ class Held:
     ) -> None:
         self.parts, self.shape, self.dtype = list(parts), torch.Size(shape), dtype
         self.transposed, self.activations = transposed, activations
-        self.device, self.requires_grad, self.is_cuda = torch.device("cpu"), False, False
+        self.requires_grad = False
+        self.move(self.parts[0].device)
+
+    def move(self, device: torch.device) -> None:
+        """Put all parts there."""
+        self.parts = [one if one.device == device else one.to(device) for one in self.parts]
+        self.device, self.is_cuda = device, device.type == "cuda"
 
     @property
     def ndim(self) -> int:
@@ -135,9 +142,23 @@ class Held:
         if x.ndim < 1 or x.shape[-1] != part.shape[1]:
             return None
         with torch.no_grad():
-            flat = x.reshape(-1, part.shape[1]).float()
+            flat = x.reshape(-1, part.shape[1])
+            flat = flat if flat.is_cuda and flat.dtype in gpu.TYPES else flat.float()
             out = product(part, flat, self.activations)
             return out.reshape(*x.shape[:-1], part.shape[0]).to(x.dtype)
+
+
+class Carrier(nn.Module):
+    """Moves a held weight with its module, whose ``to`` looks at parameters, buffers and children alone."""
+
+    def __init__(self, held: Held) -> None:
+        super().__init__()
+        self.carried = (held,)  # in a tuple: who looks for held weights finds it where it belongs
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Carrier:
+        (held,) = self.carried
+        held.move(fn(torch.empty(0, device=held.device)).device)
+        return self
 
 
 def _with_numbers(name: str) -> Callable[[Held, Any], Any]:

@@ -8,11 +8,17 @@ from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from isoloss.compress.formats import Encoded
+from isoloss.deploy import gpu
 from isoloss.deploy.operators import packed_of, packed_product, packed_rows, traced
 from isoloss.deploy.packing import Activations, Packed, pack_weight
 from isoloss.deploy.products import DECODED_FROM, product
+
+_FLOAT32 = (torch.float32,)
+# Stored tensor -> its version, and itself on another device: modules that share one share it there too.
+_elsewhere: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 class PackedModule(nn.Module):
@@ -70,6 +76,10 @@ class PackedModule(nn.Module):
         stored = {id(self._buffers[key]) for key in self._keys}
 
         def moved(one: Tensor) -> Tensor:
+            if id(one) in stored and not one.is_meta:
+                device = fn(one.new_empty(0)).device
+                if device != one.device:
+                    return _moved(one, device)
             out = fn(one)
             return one.to(out.device) if id(one) in stored and out.dtype is not one.dtype else out
 
@@ -81,12 +91,16 @@ class PackedModule(nn.Module):
         return [cast(Tensor, getattr(self, key)) for key in self._keys]
 
     def product(self, x: Tensor, activations: Activations, bias: Tensor | None) -> Tensor:
-        """(..., columns) -> (..., rows), in the dtype of ``x``; no gradients go through."""
+        """(..., columns) -> (..., rows), in the dtype of ``x``; no gradients go through.
+
+        On a GPU the kernels read float16 and bfloat16 themselves.
+        """
         rows, columns = self.rows_columns
         flat = x.detach().reshape(-1, columns)
-        if flat.dtype is not torch.float32:
+        types = gpu.TYPES if flat.is_cuda else _FLOAT32
+        if flat.dtype not in types:
             flat = flat.float()
-        if bias is not None and bias.dtype is not torch.float32:
+        if bias is not None and bias.dtype not in types:
             bias = bias.float()
         if traced(x):
             out = packed_product(flat, self.tensors(), self.names, self.settings, activations, bias)
@@ -101,6 +115,16 @@ class PackedModule(nn.Module):
         return (
             f"{packed.kind}, {packed.shape[0]} x {packed.shape[1]}, {packed.bits} bits, {packed.bytes} bytes"
         )
+
+
+def _moved(one: Tensor, device: torch.device) -> Tensor:
+    version = 0 if one.is_inference() else one._version
+    known = _elsewhere[one] if one in _elsewhere else (version, None)  # noqa: SIM401 - its get has no types
+    there = cast("Tensor | None", None if known[1] is None else known[1]())
+    if there is None or there.device != device or known[0] != version:
+        there = one.to(device)
+        _elsewhere[one] = version, weakref.ref(there)
+    return there
 
 
 class PackedLinear(PackedModule):

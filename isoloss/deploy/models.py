@@ -14,7 +14,7 @@ from isoloss.compress.layers import CONVOLUTIONS, Layer
 from isoloss.compress.recipe import Recipe
 from isoloss.compress.saving import fill
 from isoloss.deploy.files import TENSORS, Stored, read, write
-from isoloss.deploy.held import Held
+from isoloss.deploy.held import Carrier, Held
 from isoloss.deploy.linear import PackedConv, PackedEmbedding, PackedLinear, PackedModule
 from isoloss.deploy.packing import Activations, Packed, pack_weight
 
@@ -202,6 +202,7 @@ def _hold(model: nn.Module, path: str, held: Held) -> None:
     module, name = _module(model, path), path.rpartition(".")[2]
     delattr(module, name)
     setattr(module, name, held)
+    module.add_module(f"{name}_carrier", Carrier(held))
 
 
 def _stored(model: nn.Module) -> Stored:

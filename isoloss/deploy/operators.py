@@ -47,7 +47,7 @@ def traced(x: Tensor) -> bool:
     )
 
 
-@torch.library.custom_op("isoloss::packed_product", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("isoloss::packed_product", mutates_args=(), device_types=("cpu", "cuda"))
 def packed_product(
     x: Tensor,
     tensors: list[Tensor],
@@ -72,7 +72,7 @@ def _(
     return x.new_empty(x.shape[0], _shape(settings)[0])
 
 
-@torch.library.custom_op("isoloss::packed_rows", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("isoloss::packed_rows", mutates_args=(), device_types=("cpu", "cuda"))
 def packed_rows(index: Tensor, tensors: list[Tensor], names: str, settings: str) -> Tensor:
     """Rows of a packed weight, decoded: (n,) -> (n, columns)."""
     packed = packed_of(tensors, names, settings)
@@ -81,7 +81,7 @@ def packed_rows(index: Tensor, tensors: list[Tensor], names: str, settings: str)
             f"rows need to lie in 0 to {packed.shape[0] - 1}, got {int(index.min())} to {int(index.max())}"
         )
     if not index.numel():
-        return torch.empty(0, packed.shape[1])
+        return torch.empty(0, packed.shape[1], device=index.device)
     return packed.rows(index.long())
 
 

@@ -98,7 +98,16 @@ class Packed:
         thin = {name for name in self.tensors if self.factors and name.startswith(("left.", "right."))}
         if unknown := set(self.tensors) - set(wanted) - thin:
             raise ValueError(f"a packed weight of this kind has no {', '.join(sorted(unknown))}")
-        _ = self.matrix, self.sparse, self.thin  # they look at the numbers
+        devices = {part.device for part in self.tensors.values()}
+        if len(devices) > 1:
+            raise ValueError(
+                f"a packed weight lies on one device, got {', '.join(sorted(map(str, devices)))}. Move all of it"
+            )
+        if self.device.type == "cpu":
+            _ = self.matrix, self.sparse  # they look at the numbers
+        elif not self._inside():
+            raise ValueError(f"a packed weight has places outside the matrix: {self.settings}. It is damaged")
+        _ = self.thin
 
     @property
     def settings(self) -> str:
@@ -116,6 +125,28 @@ class Packed:
         """How its columns are cut."""
         cut = group_runs if self.kind == "levels" else table_runs
         return cut(self.shape[1], min(self.group, self.shape[1]))
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where its tensors lie."""
+        return next(iter(self.tensors.values())).device
+
+    @cached_property
+    def on_cpu(self) -> bool:
+        """Whether that is the CPU."""
+        return self.device.type == "cpu"
+
+    def to(self, device: torch.device | str) -> Packed:
+        """The same on another device."""
+        return replace(self, tensors={name: one.to(device) for name, one in self.tensors.items()})
+
+    def _inside(self) -> bool:
+        """Whether outliers lie in the matrix, looked at where they are: kernels of a GPU take that on trust."""
+        if "outliers.rows" not in self.tensors or self.device.type == "meta":
+            return True
+        start, column = self.tensors["outliers.rows"], self.tensors["outliers.columns"].long()
+        rising = (start[0] == 0) & (start[-1] == len(column)) & (start.diff() >= 0).all()
+        return bool(rising & ((column >= 0) & (column < self.shape[1])).all())
 
     @property
     def own(self) -> dict[str, Tensor]:
@@ -137,7 +168,12 @@ class Packed:
         """(rows, groups) -> (rows, columns): what each group has at each of its columns."""
         if self.groups == 1:
             return per_group
-        return per_group[:, torch.arange(self.shape[1]) // self.group]
+        return per_group[:, self._group]
+
+    @property
+    def _group(self) -> Tensor:
+        """Of each column."""
+        return torch.arange(self.shape[1], device=self.device) // self.group
 
     @cached_property
     def matrix(self) -> TableMatrix | GroupMatrix | RealMatrix | None:
@@ -200,7 +236,7 @@ class Packed:
         matrix = self.dense_part()
         if "outliers.values" in self.tensors:
             counts = self.tensors["outliers.rows"].diff().long()
-            row = torch.arange(self.shape[0]).repeat_interleave(counts)
+            row = torch.arange(self.shape[0], device=self.device).repeat_interleave(counts)
             matrix = matrix.clone() if self.kind == "dense" else matrix
             matrix[row, self.tensors["outliers.columns"].long()] += self.tensors["outliers.values"].float()
         return matrix
@@ -211,8 +247,7 @@ class Packed:
             return self.tensors["weight"]
         if self.kind in KINDS:
             return KINDS[self.kind].decode(self)
-        group = torch.arange(self.shape[1]) // self.group
-        codes = self.codes()
+        group, codes = self._group, self.codes()
         if self.kind == "levels":
             level = self._levels(codes)
             scale = in_rows(self.tensors["scale"].float(), self.shape[0])
@@ -245,9 +280,10 @@ class Packed:
         if "outliers.values" in self.tensors:
             first = self.tensors["outliers.rows"][:-1].long()[index]
             counts = self.tensors["outliers.rows"].diff().long()[index]
-            pointers = torch.zeros(len(index) + 1, dtype=torch.int32)
+            pointers = torch.zeros(len(index) + 1, dtype=torch.int32, device=self.device)
             pointers[1:] = counts.cumsum(0)
-            places = torch.arange(int(counts.sum())) + (first - pointers[:-1]).repeat_interleave(counts)
+            places = torch.arange(int(counts.sum()), device=self.device)
+            places += (first - pointers[:-1]).repeat_interleave(counts)
             kept |= {
                 "outliers.values": self.tensors["outliers.values"][places],
                 "outliers.columns": self.tensors["outliers.columns"].int()[places].to(
@@ -274,8 +310,8 @@ class Packed:
     def codes(self) -> Tensor:
         """The codes in order, uint8, (rows, columns)."""
         runs, (rows, columns) = self.runs, self.shape
-        out = torch.empty(rows, columns, dtype=torch.uint8)
         data = self.tensors["codes"]
+        out = torch.empty(rows, columns, dtype=torch.uint8, device=data.device)
         if self.kind == "levels":
             lanes = split(from_bytes(data, self.bits), -1, (TILE, 4))  # tile, block, plane, row, column
             padded = lanes.permute(0, 3, 1, 2, 4).reshape(-1, runs.width)[:rows]
@@ -295,8 +331,7 @@ class Packed:
             value = self.tensors["table"].int()[value.long()]
         value = value * self.times + self.offset
         if "zero" in self.tensors:
-            group = torch.arange(self.shape[1]) // self.group
-            value = value - in_rows(self.tensors["zero"].int(), self.shape[0])[:, group]
+            value = value - in_rows(self.tensors["zero"].int(), self.shape[0])[:, self._group]
         return value
 
 
@@ -476,7 +511,7 @@ def _tables(encoded: Encoded, shape: tuple[int, int], group: int, floats: bool) 
 def _tiles(rows: Tensor, codes: bool) -> Tensor:
     """(rows, ...) -> (tiles, ..., 16): the last tile filled with zeros; of codes the last is (16 rows, 4 columns)."""
     tiles = -(-rows.shape[0] // TILE)
-    full = torch.zeros(tiles * TILE, *rows.shape[1:], dtype=rows.dtype)
+    full = rows.new_zeros(tiles * TILE, *rows.shape[1:])
     full[: rows.shape[0]] = rows
     made = split(full, 0, (tiles, TILE))
     if codes:

@@ -73,5 +73,5 @@ def from_bytes(data: Tensor, bits: int) -> Tensor:
         assert codes is not None
         return codes
     each = PLANES // bits
-    shifts = torch.arange(each, dtype=torch.uint8)[:, None] * bits
+    shifts = torch.arange(each, dtype=torch.uint8, device=data.device)[:, None] * bits
     return (data.unsqueeze(-2) >> shifts & ((1 << bits) - 1)).flatten(-3, -2)

@@ -1,4 +1,4 @@
-"""The product of a packed weight with activations: native where there is native code, else in PyTorch."""
+"""The product of a packed weight with activations: native where there is native code, on a GPU by Triton, else in PyTorch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from isoloss import native
-from isoloss.deploy import reference
+from isoloss.deploy import gpu, reference
 from isoloss.deploy.packing import Activations, Packed
 from isoloss.native.library import warn_slow
 
@@ -26,15 +26,16 @@ def product(
 
     Args:
         packed: rows × columns.
-        x: (tokens, columns), float32.
+        x: (tokens, columns), float32, where the weight lies; on a GPU float16 or bfloat16 too.
         activations: ``int8``: rounded per token and run of at most 512 columns; ``int16``: the same with 256 times finer
-            steps; ``float``: as they are. Kinds ``table`` and ``levels`` never take them as they are, others always.
+            steps; ``float``: as they are. Kinds ``table`` and ``levels`` never take them as they are, others always. On a
+            GPU nothing is rounded.
         threads: that share rows; default those of torch.
         instructions: one of ``native.status().sets``; the best by default.
         bias: (rows,), float32, added to every token's.
 
     Returns:
-        (tokens, rows), float32. :func:`isoloss.deploy.reference.bound` says how far off.
+        (tokens, rows), in the dtype of ``x``. :func:`isoloss.deploy.reference.bound` says how far off.
 
     Raises:
         ValueError: another shape or dtype.
@@ -48,17 +49,18 @@ def product(
         >>> bool(((product(packed, x) - x @ packed.decode().T).abs() <= reference.bound(packed, x)).all())
         True
     """
-    if x.ndim != 2 or x.shape[1] != packed.shape[1] or x.dtype != torch.float32 or not x.is_cpu:
+    if x.ndim != 2 or x.shape[1] != packed.shape[1] or not _taken(packed, x):
         raise ValueError(
-            f"this weight takes float32 activations of shape (tokens, {packed.shape[1]}), got {x.dtype} of {tuple(x.shape)}"
-            + ("" if x.is_cpu else f" on {x.device}. Move them to the CPU")
+            f"this weight takes {_types(packed)} activations of shape (tokens, {packed.shape[1]}), got {x.dtype} of {tuple(x.shape)}"
+            + _moves(packed, x)
         )
-    if bias is not None and (
-        bias.shape != (packed.shape[0],) or bias.dtype != torch.float32 or not bias.is_cpu
-    ):
+    if bias is not None and (bias.shape != (packed.shape[0],) or not _taken(packed, bias)):
         raise ValueError(
-            f"this weight takes a float32 bias of shape ({packed.shape[0]},), got {bias.dtype} of {tuple(bias.shape)}"
+            f"this weight takes a {_types(packed)} bias of shape ({packed.shape[0]},), got {bias.dtype} of {tuple(bias.shape)}"
+            + _moves(packed, bias)
         )
+    if not packed.on_cpu and packed.device.type == "cuda":
+        return gpu.product(packed, x.detach(), bias)
     tokens = x.shape[0]
     if tokens >= DECODED_FROM or (packed.kind == "dense" and set(packed.tensors) == {"weight"}):
         return torch.nn.functional.linear(x, packed.decode(), bias)
@@ -88,3 +90,25 @@ def product(
         beside = product(right, x, activations, threads, instructions)
         out += product(left, beside, activations, threads, instructions)
     return out
+
+
+def _taken(packed: Packed, one: Tensor) -> bool:
+    if packed.on_cpu:
+        return one.is_cpu and one.dtype is torch.float32
+    return one.device == packed.device and one.dtype in _numbers(packed)
+
+
+def _numbers(packed: Packed) -> tuple[torch.dtype, ...]:
+    return gpu.TYPES if packed.device.type == "cuda" else (torch.float32,)
+
+
+def _types(packed: Packed) -> str:
+    return " or ".join(str(one).removeprefix("torch.") for one in _numbers(packed))
+
+
+def _moves(packed: Packed, one: Tensor) -> str:
+    """What to do about the wrong device."""
+    if one.device == packed.device:
+        return ""
+    to = "the CPU" if packed.on_cpu else f"the device {packed.device}"
+    return f" on {one.device}. Move it to {to}"

@@ -120,7 +120,7 @@ class SmallFloat:
         rows, have = packed.shape[0], packed.tensors
         codes, exponent = self._codes(packed), self._exponent(packed)
         if exponent > 0:
-            value = arranged(packed.bits, exponent, packed.offset)[codes.long()]
+            value = arranged(packed.bits, exponent, packed.offset).to(codes.device)[codes.long()]
         elif exponent < 0:
             value = have["table"][codes.long()]
         else:
@@ -138,7 +138,7 @@ class SmallFloat:
         bits, have = packed.bits, packed.own
         count = have["codes"].shape[1] * 8 // bits
         taken = unpack(have["codes"][tile], bits, count).view(len(index), -1, TILE)
-        codes = taken[torch.arange(len(index)), :, lane]
+        codes = taken[torch.arange(len(index), device=index.device), :, lane]
         kept = {"codes": packed_tiles(codes, bits)}
         for name, one in have.items():
             if name in ("scale", "power", "zero"):
@@ -181,7 +181,7 @@ class SmallFloat:
         if "scale" not in have:
             return None
         scale = have["scale"]
-        return _e4m3()[scale.long()] if scale.dtype == torch.uint8 else scale.float()
+        return _e4m3().to(scale.device)[scale.long()] if scale.dtype == torch.uint8 else scale.float()
 
     @staticmethod
     def _codes(packed: Packed) -> Tensor:
@@ -192,7 +192,7 @@ class SmallFloat:
         group = packed.group
         if group % 2 == 0 or group >= columns:
             return padded[:, :columns]
-        starts = torch.arange(columns)
+        starts = torch.arange(columns, device=padded.device)
         return padded[:, starts // group * (group + 1) + starts % group]
 
 
@@ -256,7 +256,7 @@ class VectorCodes:
         data, bits = packed.tensors["codes"], packed.bits
         tiles = data.view(len(data), -1, 2 * bits)[:, index // TILE]
         codes = unpack(tiles.reshape(-1, 2 * bits), bits, TILE).view(len(data), len(index), TILE)
-        own = codes[:, torch.arange(len(index)), index % TILE]
+        own = codes[:, torch.arange(len(index), device=index.device), index % TILE]
         return {
             "codes": pack(filled(own.T, TILE).T, bits),
             "codebook": packed.tensors["codebook"],
@@ -283,7 +283,8 @@ class NofM:
         rows, columns = packed.shape
         place = unpack(packed.tensors["places"], packed.bits, self._kept(packed)).long()
         at = (self._first(packed) + place).clamp(max=columns - 1)
-        return torch.zeros(rows, columns).scatter_add_(1, at, packed.tensors["values"].float())
+        values = packed.tensors["values"].float()
+        return values.new_zeros(rows, columns).scatter_add_(1, at, values)
 
     def part(self, packed: Packed, index: Tensor) -> dict[str, Tensor]:
         return {name: one[index] for name, one in packed.own.items()}
@@ -301,7 +302,8 @@ class NofM:
 
     def _first(self, packed: Packed) -> Tensor:
         """First column of the group of each."""
-        group = (torch.arange(self._kept(packed)) // packed.times).clamp(max=packed.groups - 1)
+        each = torch.arange(self._kept(packed), device=packed.device)
+        group = (each // packed.times).clamp(max=packed.groups - 1)
         return group * packed.group
 
 
@@ -320,8 +322,8 @@ class Blocks:
     def decode(self, packed: Packed) -> Tensor:
         (rows, columns), have = packed.shape, packed.tensors
         tiles = len(have["tiles"]) - 1
-        tile = torch.arange(tiles).repeat_interleave(have["tiles"].diff().long())
-        out = torch.zeros(tiles, packed.groups, packed.group, TILE)
+        tile = torch.arange(tiles, device=packed.device).repeat_interleave(have["tiles"].diff().long())
+        out = torch.zeros(tiles, packed.groups, packed.group, TILE, device=packed.device)
         out.index_put_((tile, have["columns"].long()), have["values"].float(), accumulate=True)
         return out.permute(0, 3, 1, 2).reshape(tiles * TILE, -1)[:rows, :columns]
 
@@ -419,7 +421,7 @@ def in_blocks(weight: Tensor, group: int, mask: Tensor | None = None) -> dict[st
 
     blocks = cut(weight)
     kept = cut(weight != 0 if mask is None else mask).flatten(2).any(-1)
-    pointers = torch.zeros(tiles + 1, dtype=torch.int32)
+    pointers = torch.zeros(tiles + 1, dtype=torch.int32, device=weight.device)
     pointers[1:] = kept.sum(1).cumsum(0)
     return {
         "values": blocks[kept].contiguous(),

@@ -221,7 +221,7 @@ def test_what_does_not_lie_in_memory_as_it_counts_is_read_right():
     negative = torch._neg_view(-x)
     assert negative.is_neg()
     assert torch.equal(products.product(packed, negative), wanted)
-    with pytest.raises(ValueError, match=r"on meta\. Move them to the CPU"):
+    with pytest.raises(ValueError, match=r"on meta\. Move it to the CPU"):
         products.product(packed, x.to("meta"))
 
 
