@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test check docs benchmark native sanitize clean
+.PHONY: demo test check docs benchmark native sanitize arm clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m demo.demo
 
+# Each worker takes whole files in a row, so that what the tests of a file share is made once.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -q
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 check: $(VENV)/.test $(VENV)/.check
 	$(BIN)/ruff check .
@@ -36,6 +37,10 @@ sanitize: $(VENV)/.test
 	$(BIN)/python -m pytest -q -n 0 tests/native tests/compress/test_kmeans.py \
 		tests/deploy/test_packing.py tests/deploy/test_products.py tests/deploy/test_reals.py \
 		tests/deploy/test_files.py tests/deploy/test_decoding.py
+
+# The kernels of 64-bit ARM, compiled as an install does, under emulation; on Debian: gcc-aarch64-linux-gnu qemu-user-static.
+arm: $(VENV)/.test
+	ISOLOSS_ARM_CFLAGS= $(BIN)/python -m pytest -q -n 0 -rs tests/native/test_arm.py
 
 # Marker files remember what is installed; editing pyproject.toml or native code installs anew.
 $(VENV)/.base: pyproject.toml hatch_build.py $(wildcard native/*)

@@ -75,7 +75,7 @@ ALWAYS void look_up(const isoloss_weight *w, const uint8_t *code, int32_t wide, 
                     int64_t ahead, bytes (*to)[PLANES][TILE], const int bits, const int full)
 {
     for (int64_t r = 0; r < rows; r++) {
-        const bytes table = repeated(tables + r * (w->segments << bits), bits);
+        const lookup table = repeated(tables + r * (w->segments << bits), bits);
         const uint8_t *const from = code + r * w->row_bytes;
         bytes in[8];
 UNROLLED(8)

@@ -44,6 +44,13 @@ WIDE_KERNELS = (
     "halves", "small_floats", "wide_tables", "vectors", "patterns",
 )  # fmt: skip
 AVX512 = "f bw vl dq vbmi vnni vpopcntdq"
+# Products of bytes, which not every 64-bit ARM has; all else is in each.
+# Sets that differ in how bytes are multiplied alone: machine -> their flags, where the compiler knows them.
+DOTS = {
+    "aarch64": {"dotprod": ["-march=armv8.2-a+dotprod"], "i8mm": ["-march=armv8.2-a+dotprod+i8mm"]},
+    "x86_64": {"avxvnni": ["-mavx2", "-mf16c", "-mavxvnni"]},
+}
+DOT_KERNELS = ("tables", "groups")
 
 
 @dataclass(frozen=True)
@@ -114,12 +121,13 @@ def _compile(command: list[str], scratch: Path) -> Path:
     machine = _run([*command, "-dumpmachine"]).partition("-")[0]
     wide = machine in ("x86_64", "amd64")
     given = shlex.split(os.environ.get("CFLAGS", ""))
-    sets = {"plain": [], **({"avx2": ["-mavx2"]} if wide else {})}
+    sets = {"plain": [], **({"avx2": ["-mavx2", "-mf16c"]} if wide else {})}
     wider = ["-mavx2", "-mfma", "-mprefer-vector-width=512", *(f"-mavx512{part}" for part in AVX512.split())]
     deployed = {**sets, **({"avx512": wider} if wide else {})}
+    dots = _dots(command, scratch, {"arm64": "aarch64", "amd64": "x86_64"}.get(machine, machine))
     jobs = [
         (f"{kernel}.c", f"{kernel}_{name}", [f"-DSET={name}", *flags])
-        for kernels, compiled in ((KERNELS, sets), (WIDE_KERNELS, deployed))
+        for kernels, compiled in ((KERNELS, sets), (WIDE_KERNELS, deployed), (DOT_KERNELS, dots))
         for kernel in kernels
         for name, flags in compiled.items()
     ]
@@ -130,6 +138,7 @@ def _compile(command: list[str], scratch: Path) -> Path:
             _run([*command, *FLAGS, *given, *ROUNDING, *wider, "-c", str(HERE / "amx.c"), "-o", str(unit)])
             objects.append(str(unit))
     known = [*(["-DISOLOSS_X86"] if wide else []), *(["-DISOLOSS_AMX"] if objects else [])]
+    known += [f"-DISOLOSS_{name.upper()}" for name in dots]
     chosen = [f'-DISOLOSS_SOURCE="{digest()}"', *known]
     once = [("pool.c", "pool", []), ("product.c", "product", []), ("dispatch.c", "dispatch", chosen)]
 
@@ -144,6 +153,18 @@ def _compile(command: list[str], scratch: Path) -> Path:
     maths = [] if sys.platform == "win32" else ["-lm"]
     _run([*command, *given, "-shared", "-pthread", *objects, *maths, "-o", str(library)])
     return library
+
+
+def _dots(command: list[str], scratch: Path, machine: str) -> dict[str, list[str]]:
+    """Of a machine, up to the first that the compiler does not know; each includes those before it."""
+    source = scratch / "empty.c"
+    source.write_text("int empty;\n", encoding="utf-8")
+    known: dict[str, list[str]] = {}
+    with contextlib.suppress(_Failed):  # i8mm and avxvnni: compilers from 2020 on
+        for name, flags in DOTS.get(machine, {}).items():
+            _run([*command, *flags, "-c", str(source), "-o", str(scratch / "empty.o")])
+            known[name] = flags
+    return known
 
 
 def main() -> int:

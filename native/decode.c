@@ -9,9 +9,21 @@
 
 #include <math.h>
 
-enum { TILE = LANES_OUT, TOGETHER = 4, BLOCK_COLUMNS = 32, NEAR = 16, AHEAD = 1 << 13 };
+/* Compilers keep vectors in memory that are wider than a register: long loops take the lanes in parts, and of the columns as
+ * many at a time as stay in the cache while all parts pass. */
+#if defined(__AVX512F__)
+enum { REGISTER = 64 };
+#elif defined(__AVX2__)
+enum { REGISTER = 32 };
+#else
+enum { REGISTER = 16 };
+#endif
+enum { TILE = LANES_OUT, STEP = REGISTER / 4, TOGETHER = 4, BLOCK_COLUMNS = 32, NEAR = 16, AHEAD = 1 << 13, NEAR_COLUMNS = 512 };
 #define ALONE (1 << 16) /* bytes that a thread reads sooner than another one begins */
 typedef uint16_t uppers __attribute__((vector_size(WIDE / 2)));
+typedef float floats __attribute__((vector_size(REGISTER)));
+typedef int32_t some_whole __attribute__((vector_size(REGISTER)));
+typedef uint16_t some_uppers __attribute__((vector_size(REGISTER / 2)));
 typedef isoloss_matrix Matrix;
 typedef isoloss_layer Layer;
 typedef isoloss_model Model;
@@ -38,9 +50,38 @@ ALWAYS reals load_few(const float *from, int64_t count)
 /* bfloat16 is the upper half of a float. */
 ALWAYS reals load_upper(const uint16_t *from, int64_t count)
 {
+#if defined(ISOLOSS_AVX2)
+    if (count >= TILE) {
+        __m256i half[2];
+        for (int i = 0; i < 2; i++)
+            half[i] = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from + i)), 16);
+        reals all;
+        memcpy(&all, half, sizeof all);
+        return all;
+    }
+#endif
     uppers v = {0};
     memcpy(&v, from, count >= TILE ? sizeof v : (size_t)count * sizeof *from);
     return (reals)(__builtin_convertvector(v, whole) << TILE);
+}
+
+/* A register of floats, or of such upper halves. */
+ALWAYS floats load_floats(const float *from)
+{
+    floats v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+
+ALWAYS floats load_uppers(const uint16_t *from)
+{
+#if defined(__aarch64__)
+    return (floats)vshlq_n_u32(vmovl_u16(vld1_u16(from)), TILE);
+#else
+    some_uppers v;
+    memcpy(&v, from, sizeof v);
+    return (floats)(__builtin_convertvector(v, some_whole) << TILE);
+#endif
 }
 
 /* Everything that a step works on. */
@@ -63,6 +104,51 @@ typedef struct {
     int64_t tokens, rows;
 } Dense;
 
+/* Sums over columns `begin` to `end`, of their lanes those from `part` on, added to `even` and `odd`. */
+ALWAYS void dense_part(const float *w, const uint16_t *u, int64_t n, const int rows, const float *x, const int count,
+                       const int upper, int64_t begin, int64_t end, int64_t part, reals (*even)[TOGETHER],
+                       reals (*odd)[TOGETHER])
+{
+    floats evens[2][TOGETHER], odds[2][TOGETHER];
+UNROLLED(2)
+    for (int k = 0; k < rows; k++)
+UNROLLED(4)
+        for (int t = 0; t < count; t++) {
+            evens[k][t] = load_floats((const float *)(even[k] + t) + part);
+            odds[k][t] = load_floats((const float *)(odd[k] + t) + part);
+        }
+    for (int64_t c = begin + part; c < end; c += 2 * TILE) {
+        floats a[2], b[2];
+UNROLLED(2)
+        for (int k = 0; k < rows; k++) {
+            const int64_t at = k * n + c;
+            a[k] = upper ? load_uppers(u + at) : load_floats(w + at);
+            b[k] = upper ? load_uppers(u + at + TILE) : load_floats(w + at + TILE);
+            if (part > 0)
+                continue;
+            __builtin_prefetch((const uint8_t *)(upper ? (const void *)(u + at) : w + at) + AHEAD, 0, 2);
+            if (!upper)
+                __builtin_prefetch((const uint8_t *)(w + at + TILE) + AHEAD, 0, 2);
+        }
+UNROLLED(4)
+        for (int t = 0; t < count; t++) {
+            const floats one = load_floats(x + t * n + c), other = load_floats(x + t * n + c + TILE);
+UNROLLED(2)
+            for (int k = 0; k < rows; k++) {
+                evens[k][t] += a[k] * one;
+                odds[k][t] += b[k] * other;
+            }
+        }
+    }
+UNROLLED(2)
+    for (int k = 0; k < rows; k++)
+UNROLLED(4)
+        for (int t = 0; t < count; t++) {
+            memcpy((float *)(even[k] + t) + part, evens[k] + t, sizeof **evens);
+            memcpy((float *)(odd[k] + t) + part, odds[k] + t, sizeof **odds);
+        }
+}
+
 /* One row of a matrix of floats, or two, of which each number of x is read once, with up to TOGETHER tokens. */
 ALWAYS void dense_some(const Matrix *m, int64_t r, const int rows, const float *x, const int count, float *out,
                        int64_t stride, const int upper)
@@ -71,26 +157,11 @@ ALWAYS void dense_some(const Matrix *m, int64_t r, const int rows, const float *
     const float *const w = (const float *)m->floats + r * n;
     const uint16_t *const u = (const uint16_t *)m->floats + r * n;
     reals even[2][TOGETHER] = {{{0}}}, odd[2][TOGETHER] = {{{0}}};
-    for (int64_t c = 0; c < whole_part; c += 2 * TILE) {
-        reals a[2], b[2];
-UNROLLED(2)
-        for (int k = 0; k < rows; k++) {
-            const int64_t at = k * n + c;
-            a[k] = upper ? load_upper(u + at, TILE) : load_reals(w + at);
-            b[k] = upper ? load_upper(u + at + TILE, TILE) : load_reals(w + at + TILE);
-            __builtin_prefetch((const uint8_t *)(upper ? (const void *)(u + at) : w + at) + AHEAD, 0, 2);
-            if (!upper)
-                __builtin_prefetch((const uint8_t *)(w + at + TILE) + AHEAD, 0, 2);
-        }
-UNROLLED(4)
-        for (int t = 0; t < count; t++) {
-            const reals one = load_reals(x + t * n + c), other = load_reals(x + t * n + c + TILE);
-UNROLLED(2)
-            for (int k = 0; k < rows; k++) {
-                even[k][t] += a[k] * one;
-                odd[k][t] += b[k] * other;
-            }
-        }
+    const int64_t span = STEP < TILE ? NEAR_COLUMNS : n;
+    for (int64_t begin = 0; begin < whole_part; begin += span) {
+        const int64_t end = whole_part - begin < span ? whole_part : begin + span;
+        for (int64_t part = 0; part < TILE; part += STEP)
+            dense_part(w, u, n, rows, x, count, upper, begin, end, part, even, odd);
     }
     for (int64_t c = whole_part; c < n; c += TILE) {
         const int64_t left = n - c < TILE ? n - c : TILE;
@@ -254,9 +325,14 @@ static void attended(const Step *s, int64_t token, int64_t head, float *score)
     }
     float largest = -INFINITY;
     for (int64_t p = 0; p < length; p++) {
-        reals product = q[0] * load_reals(keys + p * wide);
-        for (int64_t i = 1; i < pieces; i++)
-            product += q[i] * load_reals(keys + p * wide + i * TILE);
+        reals product;
+        for (int64_t part = 0; part < TILE; part += STEP) {
+            const float *const own_q = (const float *)q + part, *const own_key = keys + p * wide + part;
+            floats sum_part = load_floats(own_q) * load_floats(own_key);
+            for (int64_t i = 1; i < pieces; i++)
+                sum_part += load_floats(own_q + i * TILE) * load_floats(own_key + i * TILE);
+            memcpy((float *)&product + part, &sum_part, sizeof sum_part);
+        }
         score[p] = total(product);
         largest = score[p] > largest ? score[p] : largest;
     }
@@ -272,8 +348,10 @@ static void attended(const Step *s, int64_t token, int64_t head, float *score)
     }
     const float whole_weight = total(weights);
     for (int64_t p = 0; p < length; p++)
-        for (int64_t i = 0; i < pieces; i++)
-            sum[i] += load_reals(values + p * wide + i * TILE) * score[p];
+        for (int64_t i = 0; i < wide; i += STEP) {
+            const floats more = load_floats((const float *)sum + i) + load_floats(values + p * wide + i) * score[p];
+            memcpy((float *)sum + i, &more, sizeof more);
+        }
     float *const out = s->mixed + (token * m->heads + head) * size;
     for (int64_t i = 0; i < pieces; i++) {
         const reals mean = sum[i] / whole_weight;

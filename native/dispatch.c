@@ -3,11 +3,17 @@
 #include "kernels.h"
 
 #include <stddef.h>
-#ifdef ISOLOSS_X86
+#include <string.h>
 #include <stdatomic.h>
+#if defined(ISOLOSS_DOTPROD) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(ISOLOSS_DOTPROD) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+#ifdef ISOLOSS_X86
+#include <cpuid.h>
 #endif
 #ifdef ISOLOSS_AMX
-#include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -36,6 +42,11 @@ kmeans_rows kmeans_rows_plain;
 round_columns round_columns_plain;
 DECLARED(plain)
 static const Kernels plain = {kmeans_rows_plain, round_columns_plain, DEPLOYED(plain, NULL, NULL, plain)};
+
+typedef struct {
+    const char *name;
+    const Kernels *kernels;
+} Set;
 
 int32_t isoloss_abi(void) { return ISOLOSS_ABI; }
 
@@ -69,56 +80,127 @@ static int has_amx(void)
 static int has_amx(void) { return 0; }
 #endif
 
-/* How many of plain, avx2, avx512 and amx this processor runs; avx512 with the byte permutes and dot products of 2019. */
+#ifdef ISOLOSS_AVXVNNI
+product_rows table_rows_avxvnni, level_rows_avxvnni;
+static const Kernels avxvnni = {kmeans_rows_avx2, round_columns_avx2, DEPLOYED(avx2, NULL, NULL, avxvnni)};
+#endif
+
+enum { PLAIN, AVX2, AVXVNNI, AVX512, AMX };
+static const Set all[] = {
+    {"plain", &plain},
+    {"avx2", &avx2},
+#ifdef ISOLOSS_AVXVNNI
+    [AVXVNNI] = {"avxvnni", &avxvnni},
+#endif
+    [AVX512] = {"avx512", &avx512},
+#ifdef ISOLOSS_AMX
+    [AMX] = {"amx", &amx},
+#endif
+};
+
+/* Those that this processor runs, a bit each; avx512 with the byte permutes and dot products of 2019. */
 static int32_t found(void)
 {
+    enum { HALVES = 1 << 29, DOTS = 1 << 4 }; /* older compilers do not know them by name */
+    unsigned a, b, c, d;
+    int32_t have = 1 << PLAIN;
     __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2"))
-        return 1;
+    if (!__builtin_cpu_supports("avx2") || !__get_cpuid(1, &a, &b, &c, &d) || !(c & HALVES))
+        return have;
+    have |= 1 << AVX2;
+    if (__get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & DOTS))
+        have |= 1 << AVXVNNI;
     if (!__builtin_cpu_supports("fma") || !__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
         !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq") ||
         !__builtin_cpu_supports("avx512vbmi") || !__builtin_cpu_supports("avx512vnni") ||
         !__builtin_cpu_supports("avx512vpopcntdq"))
-        return 2;
-    return 3 + has_amx();
+        return have;
+    return have | 1 << AVX512 | has_amx() << AMX;
 }
+#elif defined(ISOLOSS_DOTPROD)
+product_rows table_rows_dotprod, level_rows_dotprod;
+/* All else is the same: halves to floats and look-ups are in every 64-bit ARM. */
+static const Kernels dotprod = {kmeans_rows_plain, round_columns_plain, DEPLOYED(plain, NULL, NULL, dotprod)};
+#ifdef ISOLOSS_I8MM
+product_rows table_rows_i8mm, level_rows_i8mm;
+static const Kernels i8mm = {kmeans_rows_plain, round_columns_plain, DEPLOYED(plain, NULL, NULL, i8mm)};
+#endif
 
-/* The same, asked once: it takes microseconds, in a virtual machine tens of them. */
+#if defined(__linux__)
+static int has_dotprod(void) { return (getauxval(AT_HWCAP) >> 20) & 1; } /* HWCAP_ASIMDDP */
+static int has_i8mm(void) { return (getauxval(AT_HWCAP2) >> 13) & 1; }   /* HWCAP2_I8MM */
+#elif defined(__APPLE__)
+static int has(const char *name)
+{
+    int32_t answer = 0;
+    size_t size = sizeof answer;
+    return !sysctlbyname(name, &answer, &size, NULL, 0) && answer;
+}
+static int has_dotprod(void) { return has("hw.optional.arm.FEAT_DotProd"); }
+static int has_i8mm(void) { return has("hw.optional.arm.FEAT_I8MM"); }
+#else
+static int has_dotprod(void) { return 0; }
+static int has_i8mm(void) { return 0; }
+#endif
+
+enum { PLAIN, DOTPROD, I8MM };
+static const Set all[] = {
+    {"plain", &plain},
+    {"dotprod", &dotprod},
+#ifdef ISOLOSS_I8MM
+    {"i8mm", &i8mm},
+#endif
+};
+
+/* Those that this processor runs, a bit each. */
+static int32_t found(void) { return 1 << PLAIN | has_dotprod() << DOTPROD | (has_dotprod() && has_i8mm()) << I8MM; }
+#else
+static const Set all[] = {{"plain", &plain}};
+
+static int32_t found(void) { return 1; }
+#endif
+
+enum { COUNT = sizeof all / sizeof *all };
+
+/* Those that are compiled in too, asked once: it takes microseconds, in a virtual machine tens of them. */
 static int32_t known(void)
 {
-    static atomic_int count;
-    int32_t have = atomic_load_explicit(&count, memory_order_relaxed);
+    static atomic_int asked;
+    int32_t have = atomic_load_explicit(&asked, memory_order_relaxed);
     if (!have) {
         have = found();
-        atomic_store_explicit(&count, have, memory_order_relaxed);
+        for (int32_t i = 0; i < 31; i++)
+            if (i >= COUNT || !all[i].kernels)
+                have &= ~(1 << i);
+        atomic_store_explicit(&asked, have, memory_order_relaxed);
     }
     return have;
 }
 
 const char *isoloss_sets(void)
 {
-    static const char *const sets[] = {"plain", "avx2 plain", "avx512 avx2 plain", "amx avx512 avx2 plain"};
-    return sets[known() - 1];
+    static char text[64]; /* whoever else writes it writes the same */
+    const int32_t have = known();
+    char *to = text;
+    for (int32_t i = COUNT - 1; i >= 0; i--)
+        if (have >> i & 1) {
+            const size_t length = strlen(all[i].name);
+            if (to > text)
+                *to++ = ' ';
+            memcpy(to, all[i].name, length);
+            to += length;
+        }
+    return text;
 }
 
 const Kernels *isoloss_kernels(int32_t set)
 {
-    static const Kernels *const all[] = {
-        &plain,
-        &avx2,
-        &avx512,
-#ifdef ISOLOSS_AMX
-        &amx,
-#endif
-    };
-    const int32_t count = known();
-    return set < 0 || set >= count ? NULL : all[count - 1 - set];
+    const int32_t have = known();
+    for (int32_t i = COUNT - 1; i >= 0 && set >= 0; i--)
+        if (have >> i & 1 && set-- == 0)
+            return all[i].kernels;
+    return NULL;
 }
-#else
-const char *isoloss_sets(void) { return "plain"; }
-
-const Kernels *isoloss_kernels(int32_t set) { return set == 0 ? &plain : NULL; }
-#endif
 
 int32_t isoloss_kmeans_rows(const void *x, int32_t x_double, int64_t rows, int64_t columns, const void *w,
                             int32_t w_double, int32_t w_shared, int32_t levels, double *centres, uint8_t *codes,

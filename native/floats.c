@@ -15,13 +15,37 @@ ALWAYS reals load_reals(const float *from)
     return v;
 }
 
+typedef float floats __attribute__((vector_size(PART)));
+
+ALWAYS floats load_floats(const float *from)
+{
+    floats v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+
 /* sum + entry of byte i of each lane, times x */
-ALWAYS reals add_products(reals sum, reals table, bytes codes, int i, reals x, int bits)
+ALWAYS floats add_products(floats sum, reals table, bytes codes, int i, floats x, int bits)
 {
 #if defined(__AVX512F__)
     (void)bits;
     const __m512i index = _mm512_srli_epi32((__m512i)codes, (unsigned)(8 * i));
     return (reals)_mm512_fmadd_ps(_mm512_permutexvar_ps(index, (__m512)table), (__m512)x, (__m512)sum);
+#elif defined(__aarch64__)
+    /* The four bytes of a code's entry, all lanes. */
+    const sums code = (((sums)codes) >> (8 * i)) & ((1 << bits) - 1), places = code * 0x04040404 + 0x03020100;
+    uint8x16x4_t entries;
+    memcpy(&entries, &table, sizeof entries);
+    return sum + (floats)vqtbl4q_u8(entries, (uint8x16_t)places) * x;
+#elif defined(ISOLOSS_AVX2)
+    const __m256i index = _mm256_srli_epi32((__m256i)codes, 8 * i);
+    __m256 half[2];
+    memcpy(half, &table, sizeof half);
+    __m256 entry = _mm256_permutevar8x32_ps(half[0], index);
+    if (bits == 4)
+        entry = _mm256_blendv_ps(entry, _mm256_permutevar8x32_ps(half[1], index),
+                                 _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
+    return sum + (floats)entry * x;
 #else
     float entry[ENTRIES], product[LANES_OUT];
     uint8_t code[WIDE];
@@ -41,42 +65,54 @@ ALWAYS reals table_of(const uint16_t *from, int bits)
     return load_reals(all);
 }
 
+/* A row, of every 64 bytes the part that begins with byte `part`. */
+ALWAYS void part_of(const isoloss_weight *w, int64_t r, const float *x, const int part, reals *to, const int bits)
+{
+    const uint8_t *code = w->codes + r * w->row_bytes + part;
+    floats sum[BYTES] = {{0}};
+    reals table = {0};
+    int32_t segment = -1;
+    x += part / BYTES;
+    for (int64_t b = 0; b < w->runs; b++) {
+        if (w->segment[b] != segment) {
+            segment = w->segment[b];
+            table = table_of((const uint16_t *)w->table + ((r * w->segments + segment) << bits), bits);
+        }
+        const int32_t wide = w->wide[b];
+        bytes in[8];
+        if (wide == WIDE) {
+UNROLLED(4)
+            for (int k = 0; k < bits; k++) {
+                in[k] = load_bytes(code + k * WIDE);
+                if (part == 0)
+                    __builtin_prefetch(code + k * WIDE + AHEAD);
+            }
+        } else
+UNROLLED(4)
+            for (int k = 0; k < bits; k++)
+                in[k] = load_some(code + k * wide, wide - part);
+        code += bits * wide;
+UNROLLED(8)
+        for (int p = 0; p < PLANES; p++) {
+            const bytes codes = plane(in, bits, p);
+UNROLLED(4)
+            for (int i = 0; i < BYTES; i++)
+                sum[i] = add_products(sum[i], table, codes, i, load_floats(x + p * WIDE + i * LANES_OUT), bits);
+        }
+        x += PLANES * WIDE;
+    }
+    for (int i = 0; i < BYTES; i++)
+        memcpy((char *)(to + i) + part, sum + i, sizeof sum[i]);
+}
+
 ALWAYS void rows_of(const Product *m, int64_t first, int64_t last, int64_t token, const int bits)
 {
     const isoloss_weight *const w = m->weight;
-    const uint16_t *const tables = w->table;
-    const float *const x0 = m->floats + token * w->runs * PLANES * WIDE;
+    const float *const x = m->floats + token * w->runs * PLANES * WIDE;
     for (int64_t r = first; r < last; r++) {
-        const uint8_t *code = w->codes + r * w->row_bytes;
-        reals sum[BYTES] = {{0}}, table = {0};
-        int32_t segment = -1;
-        for (int64_t b = 0; b < w->runs; b++) {
-            if (w->segment[b] != segment) {
-                segment = w->segment[b];
-                table = table_of(tables + ((r * w->segments + segment) << bits), bits);
-            }
-            const int32_t wide = w->wide[b];
-            bytes in[8];
-            if (wide == WIDE) {
-UNROLLED(4)
-                for (int k = 0; k < bits; k++) {
-                    in[k] = load_bytes(code + k * WIDE);
-                    __builtin_prefetch(code + k * WIDE + AHEAD);
-                }
-            } else
-UNROLLED(4)
-                for (int k = 0; k < bits; k++)
-                    in[k] = load_some(code + k * wide, wide);
-            code += bits * wide;
-            const float *x = x0 + b * PLANES * WIDE;
-UNROLLED(8)
-            for (int p = 0; p < PLANES; p++) {
-                const bytes codes = plane(in, bits, p);
-UNROLLED(4)
-                for (int i = 0; i < BYTES; i++)
-                    sum[i] = add_products(sum[i], table, codes, i, load_reals(x + p * WIDE + i * LANES_OUT), bits);
-            }
-        }
+        reals sum[BYTES];
+        for (int part = 0; part < WIDE; part += PART)
+            part_of(w, r, x, part, sum, bits);
         m->out[token * w->rows + r] = total((sum[0] + sum[1]) + (sum[2] + sum[3]));
     }
 }

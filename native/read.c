@@ -7,17 +7,20 @@ int32_t NAMED(read_bytes_, SET)(const uint8_t *from, int64_t count);
 /* All bytes of whole blocks of 256, by OR. */
 int32_t NAMED(read_bytes_, SET)(const uint8_t *from, int64_t count)
 {
-    enum { STREAMS = 4, AHEAD = 1024 };
+    enum { STREAMS = 4 * WIDE / PART, AHEAD = 1024 };
     longs seen[STREAMS] = {{0}};
-    for (int64_t at = 0; at + STREAMS * WIDE <= count; at += STREAMS * WIDE)
-        UNROLLED(4)
+    for (int64_t at = 0; at + STREAMS * PART <= count; at += STREAMS * PART)
+        UNROLLED(16)
         for (int k = 0; k < STREAMS; k++) {
-            __builtin_prefetch(from + at + k * WIDE + AHEAD);
-            seen[k] |= (longs)load_bytes(from + at + k * WIDE);
+            if (k * PART % WIDE == 0)
+                __builtin_prefetch(from + at + k * PART + AHEAD);
+            seen[k] |= (longs)load_bytes(from + at + k * PART);
         }
-    longs all = (seen[0] | seen[1]) | (seen[2] | seen[3]);
+    longs all = {0};
+    for (int k = 0; k < STREAMS; k++)
+        all |= seen[k];
     int64_t bits = 0;
-    for (int i = 0; i < 8; i++)
+    for (int i = 0; i < PART / 8; i++)
         bits |= all[i];
     return (int32_t)(bits & 255);
 }

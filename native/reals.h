@@ -64,20 +64,34 @@ ALWAYS reals some_of(const void *value, int64_t at, int64_t count, const int typ
     return (reals)_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(raw));
 #else
     uint16_t all[LANES_OUT] = {0};
-    memcpy(all, from, (size_t)(count < LANES_OUT ? count : LANES_OUT) * sizeof *all);
-    float out[LANES_OUT];
+    if (count < LANES_OUT) {
+        memcpy(all, from, (size_t)count * sizeof *all);
+        from = all;
+    }
     if (type == HALF_TYPE)
-        for (int l = 0; l < LANES_OUT; l++)
-            out[l] = half_to_float(all[l]);
-    else if (type == BRAIN_TYPE)
+        return halves_at(from);
+#if defined(ISOLOSS_AVX2)
+    __m256 half[2];
+    for (int i = 0; i < 2; i++) {
+        const __m128i raw = _mm_loadu_si128((const __m128i *)from + i);
+        half[i] = type == BRAIN_TYPE ? _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16))
+                                     : _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(raw));
+    }
+    reals v;
+    memcpy(&v, half, sizeof v);
+    return v;
+#else
+    float out[LANES_OUT];
+    if (type == BRAIN_TYPE)
         for (int l = 0; l < LANES_OUT; l++) {
-            const uint32_t bits = (uint32_t)all[l] << 16;
+            const uint32_t bits = (uint32_t)from[l] << 16;
             memcpy(out + l, &bits, sizeof bits);
         }
     else
         for (int l = 0; l < LANES_OUT; l++)
-            out[l] = (int16_t)all[l];
+            out[l] = (int16_t)from[l];
     return load_reals(out);
+#endif
 #endif
 }
 

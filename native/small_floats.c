@@ -17,6 +17,11 @@ typedef struct {
     __m512i place, left, right, keep;
     __m512 table;
     __mmask64 bytes;
+#elif defined(__aarch64__)
+    uint8x16_t place[PAIR / 8];
+    int16x8_t left[PAIR / 8], right;
+    uint16x8_t keep;
+    uint8x16x4_t table;
 #else
     float number[256];
 #endif
@@ -42,6 +47,25 @@ static Reader reader_of(const Reals *m, int kind)
     r.bytes = ((__mmask64)1 << 4 * bits) - 1;
     if (kind == PLACES)
         r.table = _mm512_loadu_ps(m->value);
+#elif defined(__aarch64__)
+    const int second = bits < 4 ? 0 : 4 * bits - 16; /* where the second of two registers begins */
+    for (int l = 0; l < PAIR; l += 8) {
+        uint8_t place[16];
+        int16_t left[8];
+        for (int k = 0; k < 8; k++) {
+            left[k] = (int16_t)(16 - bits - (l + k) * bits % 8);
+            for (int i = 0; i < 2; i++) {
+                const int at = (l + k) * bits / 8 + i;
+                place[2 * k + i] = (uint8_t)(at < 16 ? at : at - second + 16);
+            }
+        }
+        r.place[l / 8] = vld1q_u8(place);
+        r.left[l / 8] = vld1q_s16(left);
+    }
+    r.right = vdupq_n_s16((int16_t)(kind == SMALL ? m->exponent - 5 : bits - 16));
+    r.keep = vdupq_n_u16(keep);
+    if (kind == PLACES)
+        memcpy(&r.table, m->value, sizeof r.table);
 #else
     for (int code = 0; code < 1 << bits; code++) {
         const int32_t signed_code = code >> (bits - 1) ? code - (1 << bits) : code;
@@ -71,6 +95,35 @@ ALWAYS void pair_of(const Reader *r, const uint8_t *from, const int kind, reals 
     v = kind == SMALL ? _mm512_and_si512(v, r->keep) : _mm512_or_si512(v, r->keep);
     *first = (reals)_mm512_cvtph_ps(_mm512_castsi512_si256(v));
     *second = (reals)_mm512_cvtph_ps(_mm512_extracti64x4_epi64(v, 1));
+#elif defined(__aarch64__)
+    uint8x16x2_t in = {{vdupq_n_u8(0), vdupq_n_u8(0)}};
+    if (r->bits >= 4) {
+        in.val[0] = vld1q_u8(from);
+        in.val[1] = vld1q_u8(from + 4 * r->bits - 16);
+    } else
+        in.val[0] = (uint8x16_t)load_some(from, 4 * r->bits);
+    float all[PAIR];
+    for (int l = 0; l < PAIR; l += 8) {
+        uint16x8_t v = vreinterpretq_u16_u8(vqtbl2q_u8(in, r->place[l / 8]));
+        v = vshlq_u16(v, r->left[l / 8]);
+        if (kind == SMALL)
+            v = vandq_u16(vreinterpretq_u16_s16(vshlq_s16(vreinterpretq_s16_u16(v), r->right)), r->keep);
+        else
+            v = vshlq_u16(v, r->right);
+        if (kind == PLACES) { /* the four bytes of each number */
+            for (int half = 0; half < 2; half++) {
+                const uint32x4_t code = vmovl_u16(half ? vget_high_u16(v) : vget_low_u16(v));
+                const uint32x4_t place = vmlaq_n_u32(vdupq_n_u32(0x03020100), code, 0x04040404);
+                vst1q_f32(all + l + 4 * half, vreinterpretq_f32_u8(vqtbl4q_u8(r->table, vreinterpretq_u8_u32(place))));
+            }
+            continue;
+        }
+        const float16x8_t eight = vreinterpretq_f16_u16(kind == SMALL ? v : vorrq_u16(v, r->keep));
+        vst1q_f32(all + l, vcvt_f32_f16(vget_low_f16(eight)));
+        vst1q_f32(all + l + 4, vcvt_high_f32_f16(eight));
+    }
+    *first = load_reals(all);
+    *second = load_reals(all + LANES_OUT);
 #else
     (void)kind;
     float all[PAIR];

@@ -6,8 +6,6 @@
  */
 #include "weights.h"
 
-enum { MOST_TOKENS = 8 };
-
 /* One number of each row. */
 ALWAYS reals of_rows(const float *from, int64_t stride, int64_t rows)
 {
@@ -25,34 +23,39 @@ ALWAYS reals of_rows(const float *from, int64_t stride, int64_t rows)
 
 /* A block of up to 16 rows: exact products with `count` tokens, lane by lane. */
 ALWAYS void block_of(const isoloss_weight *w, const uint8_t *code, int32_t wide, const uint8_t *tables, int64_t stride,
-                     int64_t rows, const int8_t *x, whole (*dots)[TILE], const int count, const int bits, const int full)
+                     int64_t rows, const int8_t *x, sums (*dots)[TILE], const int count, const int bits, const int full)
 {
     const int64_t ahead = ahead_of(TILE * w->row_bytes);
     for (int64_t r = 0; r < rows; r++) {
-        const bytes table = repeated(tables + r * stride, bits);
+        const lookup table = repeated(tables + r * stride, bits);
         const uint8_t *const from = code + r * w->row_bytes;
-        bytes in[8], v[PLANES];
+UNROLLED(4)
+        for (int part = 0; part < WIDE; part += PART) {
+            bytes in[8], v[PLANES];
+            if (part > 0 && !full && part >= wide)
+                break;
 UNROLLED(8)
-        for (int k = 0; k < bits; k++) {
-            in[k] = full ? load_bytes(from + k * WIDE) : load_some(from + k * wide, wide);
-            if (full)
-                __builtin_prefetch(from + ahead + k * WIDE, 0, 2);
-        }
-UNROLLED(8)
-        for (int p = 0; p < PLANES; p++)
-            v[p] = look(table, plane(in, bits, p), bits);
-UNROLLED(8)
-        for (int t = 0; t < count; t++) {
-            whole sum = {0};
+            for (int k = 0; k < bits; k++) {
+                in[k] = full ? load_bytes(from + k * WIDE + part) : load_some(from + k * wide + part, wide - part);
+                if (full && part == 0)
+                    __builtin_prefetch(from + ahead + k * WIDE, 0, 2);
+            }
 UNROLLED(8)
             for (int p = 0; p < PLANES; p++)
-                sum = dot(sum, v[p], load_bytes((const uint8_t *)x + t * w->width + p * WIDE));
-            dots[t][r] = sum;
+                v[p] = look(table, plane(in, bits, p), bits);
+UNROLLED(8)
+            for (int t = 0; t < count; t++) {
+                sums sum = part ? dots[t][r] : (sums){0};
+UNROLLED(8)
+                for (int p = 0; p < PLANES; p++)
+                    sum = dot(sum, v[p], load_bytes((const uint8_t *)x + t * w->width + p * WIDE + part));
+                dots[t][r] = sum;
+            }
         }
     }
 }
 
-#if defined(ISOLOSS_WRITTEN_OUT)
+#if defined(ISOLOSS_WRITTEN_OUT) && defined(__AVX512F__)
 #define NARROW
 /* Where 8 bytes of plane p lie: the 8 bytes of a block they are taken from, `apart` of them a plane, and how far to move them.
  * Above 3 bits the last ones come from a second place, as plane() of bytes.h has them. */
@@ -128,7 +131,7 @@ ALWAYS void tile_of(const Product *m, int64_t first, int64_t rows, int64_t token
     const isoloss_weight *const w = m->weight;
     const uint8_t *code = w->codes + first * w->row_bytes;
     const int8_t *x = m->x.codes + token * w->width;
-    whole dots[MOST_TOKENS][TILE];
+    sums dots[MOST_TOKENS][TILE];
     reals answer[MOST_TOKENS] = {{0}};
     if (rows < TILE)
         memset(dots, 0, sizeof dots);
@@ -153,8 +156,10 @@ ALWAYS void tile_of(const Product *m, int64_t first, int64_t rows, int64_t token
                 block_of(w, code, wide, tables, w->segments << bits, rows, x, dots, count, bits, 0);
             code += bits * wide;
             x += PLANES * WIDE;
-            for (int t = 0; t < count; t++)
-                sum[t] += to_reals(totals(dots[t])) * m->x.scale[(token + t) * w->runs + b];
+            for (int t = 0; t < count; t++) {
+                const int64_t at = (token + t) * w->runs + b;
+                sum[t] += to_reals(totals(dots[t]) + TAKEN * m->x.sum[at]) * m->x.scale[at];
+            }
         }
         const reals step = of_rows(w->step + own, w->segments, rows), low = of_rows(w->low + own, w->segments, rows);
         for (int t = 0; t < count; t++)
@@ -175,10 +180,11 @@ typedef void rows_product(const Product *, int64_t, int64_t, int64_t, int, int);
         (void)bits;                                                                                                    \
         tile_of(m, first, rows, token, COUNT, BITS);                                                                   \
     }
-#define OF_BITS(BITS) OF_COUNT(BITS, 1) OF_COUNT(BITS, 2) OF_COUNT(BITS, 4) OF_COUNT(BITS, 8)
+#define OF_BITS(BITS) WITH_COUNTS(OF_COUNT, BITS)
 OF_BITS(1) OF_BITS(2) OF_BITS(3) OF_BITS(4) OF_BITS(5) OF_BITS(6)
-#define ALL(BITS) {tile_##BITS##_1, tile_##BITS##_2, tile_##BITS##_4, tile_##BITS##_8}
-static rows_product *const made[6][4] = {ALL(1), ALL(2), ALL(3), ALL(4), ALL(5), ALL(6)};
+#define NAME(BITS, COUNT) tile_##BITS##_##COUNT,
+#define ALL(BITS) {WITH_COUNTS(NAME, BITS)}
+static rows_product *const made[6][5] = {ALL(1), ALL(2), ALL(3), ALL(4), ALL(5), ALL(6)};
 #else
 /* One for all: a product per bits and tokens takes a compiler minutes where no register is 64 bytes wide. */
 static void tile_any(const Product *m, int64_t first, int64_t rows, int64_t token, int count, int bits)
@@ -187,13 +193,13 @@ static void tile_any(const Product *m, int64_t first, int64_t rows, int64_t toke
 }
 #endif
 
-static rows_product *product_of(int64_t bits, int power)
+static rows_product *product_of(int64_t bits, int count)
 {
 #if defined(ISOLOSS_WRITTEN_OUT)
-    return made[bits - 1][power];
+    return made[bits - 1][place_of_count(count)];
 #else
     (void)bits;
-    (void)power;
+    (void)count;
     return tile_any;
 #endif
 }
@@ -204,10 +210,9 @@ void NAMED(table_rows_, SET)(const Product *m, int64_t first, int64_t last)
 {
     for (int64_t from = first; from < last; from += TILE)
         for (int64_t t = 0; t < m->tokens;) {
-            const int64_t left = m->tokens - t;
-            const int power = left >= 8 ? 3 : left >= 4 ? 2 : left >= 2;
-            product_of(m->weight->bits, power)(m, from, last - from < TILE ? last - from : TILE, t, 1 << power,
+            const int count = count_of(m->tokens - t);
+            product_of(m->weight->bits, count)(m, from, last - from < TILE ? last - from : TILE, t, count,
                                                (int)m->weight->bits);
-            t += 1 << power;
+            t += count;
         }
 }

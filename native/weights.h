@@ -7,6 +7,19 @@
 
 enum { TILE = LANES_OUT };
 
+/* Tokens multiplied at once, so that codes are looked up once for them; more than four want more registers than AVX2 has. */
+#if defined(ISOLOSS_AVX2)
+enum { MOST_TOKENS = 4 };
+#define WITH_COUNTS(OF, BITS) OF(BITS, 1) OF(BITS, 2) OF(BITS, 3) OF(BITS, 4)
+#else
+enum { MOST_TOKENS = 8 };
+#define WITH_COUNTS(OF, BITS) OF(BITS, 1) OF(BITS, 2) OF(BITS, 3) OF(BITS, 4) OF(BITS, 8)
+#endif
+
+/* Of so many tokens that are left, one of these counts, and its place among them. */
+ALWAYS int count_of(int64_t left) { return left >= MOST_TOKENS ? MOST_TOKENS : left >= 4 ? 4 : (int)left; }
+ALWAYS int place_of_count(int count) { return count < 8 ? count - 1 : 4; }
+
 /* How far ahead codes are asked for: whole tiles, so that each line of the next is asked for once, whatever the order. */
 ALWAYS int64_t ahead_of(int64_t tile_bytes)
 {
@@ -17,21 +30,11 @@ ALWAYS int64_t ahead_of(int64_t tile_bytes)
 /* Scales of a tile, from place `at` on. */
 ALWAYS reals scales_of(const isoloss_weight *m, int64_t at)
 {
+    if (m->half)
+        return halves_at((const uint16_t *)m->scale + at);
     reals v;
-    if (!m->half) {
-        memcpy(&v, (const float *)m->scale + at, sizeof v);
-        return v;
-    }
-    const uint16_t *from = (const uint16_t *)m->scale + at;
-#if defined(__AVX512F__)
-    return (reals)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from));
-#else
-    float all[TILE];
-    for (int i = 0; i < TILE; i++)
-        all[i] = half_to_float(from[i]);
-    memcpy(&v, all, sizeof v);
+    memcpy(&v, (const float *)m->scale + at, sizeof v);
     return v;
-#endif
 }
 
 /* Its zero-points. */
