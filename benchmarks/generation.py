@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import page
+from benchmarks import page, serving
 from benchmarks.generation_models import (
     RECIPES,
     Original,
@@ -44,8 +45,7 @@ from isoloss.deploy.decoders import Session, StackSession, decoder
 from isoloss.deploy.generate import generate
 from isoloss.deploy.packing import Activations
 from isoloss.deploy.sampling import Sampling
-from isoloss.deploy.server import Request, serve
-from isoloss.deploy.serving import search
+from isoloss.deploy.server import Request
 from isoloss.deploy.speculative import Adaptive, Fixed, speculate
 from isoloss.deploy.stack import read, stack_of
 from isoloss.measure.latency import median
@@ -263,43 +263,19 @@ def drafting(own: Original, cache: Path, rounds: int) -> list[dict[str, Any]]:
     return out
 
 
-def serving(own: Original, cache: Path, threads: Sequence[int]) -> dict[str, Any]:
+def served(own: Original, cache: Path, threads: Sequence[int]) -> dict[str, Any]:
     """Settings of a server found by search, beside a map of the whole grid measured three times."""
     model = decoder(fast(own, next(iter(RECIPES[own.name])), cache))
     text = own.judged[0][0].tolist()
     requests = [Request(text[8 * i : 8 * i + 16 + 8 * (i % 3)], 12 + 4 * (i % 3), i) for i in range(24)]
     axes = {"batch": [1, 2, 4, 8, 12, 16, 24], "threads": list(threads), "piece": [4, 8, 16, 32]}
-    calls = 0
-
-    def rate(settings: Mapping[str, Any]) -> float:
-        nonlocal calls
-        calls += 1
-        with pinned(settings["threads"]), torch.no_grad():
-            return serve(model, requests, settings["batch"], settings["piece"]).tokens_per_second
-
-    rate({"batch": 8, "threads": threads[0], "piece": 16})  # warm
-    places = [dict(zip(axes, one, strict=True)) for one in itertools.product(*axes.values())]
-    trials = round(0.75 * len(places))  # a quarter of a map with three measurements a place
-    began, calls = time.perf_counter(), 0
-    found = search(axes, rate, trials=trials)
-    searched = time.perf_counter() - began
-    began = time.perf_counter()
-    grid: dict[str, list[float]] = {json.dumps(place): [] for place in places}
-    for _ in range(3):
-        for place in places:
-            grid[json.dumps(place)].append(rate(place))
-    mapped = time.perf_counter() - began
-    means = {place: sum(rates) / len(rates) for place, rates in grid.items()}
-    best = max(means, key=lambda place: means[place])
-    again: dict[str, list[float]] = {best: [], json.dumps(dict(found.settings)): []}
-    for _ in range(5):  # both anew, in turn: the best of a map was chosen for its luck too
-        for place, rates in again.items():
-            rates.append(rate(json.loads(place)))
+    trials = round(0.25 * serving.MEASUREMENTS * math.prod(len(values) for values in axes.values()))
+    row = serving.beside_a_map(model, requests, axes, (trials,))
+    (found,) = row["searches"]
     return {
-        "grid": len(places), "trials": trials, "search seconds": searched, "map seconds": mapped,
-        "found": dict(found.settings), "found rate": list(again[json.dumps(dict(found.settings))]),
-        "best": json.loads(best), "best rate": list(again[best]),
-        "alone": means[json.dumps({"batch": 1, "threads": threads[0], "piece": 16})], "load": os.getloadavg()[0],
+        "grid": len(row["means"]), "trials": trials, "search seconds": found["seconds"], "map seconds": row["map seconds"],
+        "found": found["settings"], "found rate": found["rates"], "best": row["best"], "best rate": row["best rate"],
+        "alone": row["means"][json.dumps({"batch": 1, "threads": threads[0], "piece": 16})], "load": row["load"],
     }  # fmt: skip
 
 
@@ -412,7 +388,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "speed": lambda own=own: speed(own, cache, given.threads, given.rounds, llama),
             "loss": lambda own=own: losses(own, cache),
             "draft": lambda own=own: drafting(own, cache, given.rounds),
-            "server": lambda own=own: serving(own, cache, given.threads),
+            "server": lambda own=own: served(own, cache, given.threads),
         }
         for part in parts:
             found.setdefault(part, {})[name] = measures[part]()

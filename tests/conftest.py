@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import gzip
 import sys
 from collections.abc import Callable
@@ -15,6 +16,21 @@ ROOT = Path(__file__).parents[1]
 TABLES = ROOT.parent / "shared" / "data"
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # `tests.oracles` is imported from the root, not installed
+
+gc.disable()  # while millions of objects are made that stay to the end
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The pages first: they take longest, and the worker that has them starts torch's exporter, as tests/compress do."""
+    items.sort(key=lambda item: item.path.name != "test_docs.py")
+
+
+def pytest_collection_finish() -> None:
+    """What was loaded for the tests is not walked through again and again: a tenth of their time."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
 
 settings.register_profile(
     "isoloss",

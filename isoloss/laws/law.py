@@ -7,6 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -340,6 +341,7 @@ class Law(ABC):
         return out.value, slopes
 
 
+@cache
 def slug_of(class_name: str) -> str:
     """``KaplanNd`` -> ``kaplan-nd``."""
     return re.sub(r"(?<!^)(?=[A-Z])", "-", class_name).lower()

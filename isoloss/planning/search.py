@@ -7,6 +7,7 @@ are places where the slope changes sign like any other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 POINTS = 48  # of the coarse bracket
 HALVINGS = 44  # of a bracket of a few units: to about 1e-13, what the slope's sign resolves
 COARSE = 26  # of the whole axis, to 1e-6: where a loss turns, it is flat
+AT_ONCE = 256  # thetas times places that one call is asked about
 STEPS = 100  # of a bracketed Newton search, at the very most
 
 
@@ -44,7 +46,11 @@ class Optima:
 
 
 def lowest(
-    value: Callable[[Array], Array], slope: Callable[[Array], Array], low: Array, high: Array
+    value: Callable[[Array], Array],
+    slope: Callable[[Array], Array],
+    low: Array,
+    high: Array,
+    at_once: int = 1,
 ) -> Array:
     """Where ``value`` is least on [low, high], (R, 1): the best coarse cell, then the sign of the slope."""
     grid = low + (high - low) * np.linspace(0.0, 1.0, POINTS)
@@ -54,16 +60,37 @@ def lowest(
         np.take_along_axis(grid, np.clip(best + step, 0, POINTS - 1), axis=1) for step in (-1, 0, 1)
     )
     rising = slope(middle) > 0
-    return bisect(lambda x: slope(x) > 0, np.where(rising, left, middle), np.where(rising, middle, right))
+    ends = np.where(rising, left, middle), np.where(rising, middle, right)
+    return bisect(lambda x: slope(x) > 0, *ends, at_once=at_once)
 
 
-def bisect(above: Callable[[Array], Array], low: Array, high: Array, halvings: int = HALVINGS) -> Array:
-    """Where ``above`` turns from false to true in [low, high], for every row at once."""
-    for _ in range(halvings):
-        middle = 0.5 * (low + high)
-        up = above(middle)
-        low, high = np.where(up, low, middle), np.where(up, middle, high)
+def bisect(
+    above: Callable[[Array], Array], low: Array, high: Array, halvings: int = HALVINGS, at_once: int = 1
+) -> Array:
+    """Where ``above`` turns from false to true in [low, high], for every row at once.
+
+    Of brackets (R, 1) a call of ``above`` may make several halvings: it is asked about all middles that they can come to.
+    """
+    if low.shape[-1] > 1:
+        at_once = 1
+    cells = 2**at_once
+    for _ in range(math.ceil(halvings / at_once)):
+        middles = low + (high - low) * (np.arange(1, cells) / cells)
+        up = np.broadcast_to(above(middles), middles.shape)
+        if at_once == 1:
+            low, high = np.where(up, low, middles), np.where(up, middles, high)
+            continue
+        cell = np.zeros(low.shape, dtype=int)
+        for width in 2 ** np.arange(at_once)[::-1]:
+            cell = np.where(np.take_along_axis(up, cell + width - 1, axis=1), cell, cell + width)
+        ends = np.concatenate([low, middles, high], axis=1)
+        low, high = (np.take_along_axis(ends, cell + side, axis=1) for side in (0, 1))
     return np.asarray(0.5 * (low + high))
+
+
+def _at_once(surface: Surface) -> int:
+    """Halvings for one call: the loss at a few hundred points costs hardly more than at one."""
+    return max(1, min(5, int(math.log2(1 + AT_ONCE / max(1, len(surface.theta))))))
 
 
 def best_loss(surface: Surface, limits: Limits) -> Optima:
@@ -85,7 +112,7 @@ def best_loss(surface: Surface, limits: Limits) -> Optima:
         # at the search edge along is 0 and tokens may be worth nothing: no 0 * inf
         return by_size + np.where(along == 0, 0.0, by_tokens * along)
 
-    x = lowest(value, slope, low, low + np.maximum(top, 0.0))
+    x = lowest(value, slope, low, low + np.maximum(top, 0.0), _at_once(surface))
     d, _ = limits.frontier(x)
     loss = surface.loss(x, d)
     widest = low + np.maximum(np.minimum(top, limits.without_tokens().widest()), 0.0)
@@ -115,7 +142,9 @@ def _sated(surface: Surface, x: Array, d: Array, halvings: int = HALVINGS) -> Ar
     rises = _rises(surface, x, d)
     if not rises.any():
         return d
-    turn = bisect(lambda at: _rises(surface, x, at), np.zeros(shape), np.maximum(d, 0.0), halvings)
+    turn = bisect(
+        lambda at: _rises(surface, x, at), np.zeros(shape), np.maximum(d, 0.0), halvings, _at_once(surface)
+    )
     return np.where(rises, turn, d)
 
 
@@ -183,7 +212,7 @@ def cheapest(surface: Surface, limits: Limits, cost: Cost, loss: float) -> Optim
 
     left, right = stretch(part, limits, best.x[able][:, None], loss)
     with np.errstate(all="ignore"):
-        x = lowest(value, slope, left, right)
+        x = lowest(value, slope, left, right, _at_once(part))
     d = tokens_for(part, loss, x)
     out.x[able], out.d[able], out.loss[able] = x[:, 0], d[:, 0], part.loss(x, d)[:, 0]
     return out
@@ -199,6 +228,10 @@ def stretch(surface: Surface, limits: Limits, x: Array, loss: float | Array) -> 
     ends = []
     for end in (np.zeros((1, 1)), limits.widest()):
         span = end - x
-        share = bisect(lambda t, s=span: misses(x + t * s), np.zeros_like(x), np.ones_like(x))  # type: ignore[misc]
+
+        def misses_by(share: Array, span: Array = span) -> Array:
+            return misses(x + share * span)
+
+        share = bisect(misses_by, np.zeros_like(x), np.ones_like(x), at_once=_at_once(surface))
         ends.append(np.where(misses(x + span), x + share * span, end))
     return ends[0], ends[1]

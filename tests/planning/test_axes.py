@@ -499,7 +499,8 @@ def test_frozen_weights_cost_four_of_six_flops_in_training():
     assert found.params.value == pytest.approx(1e9, rel=1e-6)
     assert found.near_optimal.params_low == pytest.approx(1e9, rel=1e-6)
     assert "tokens_at_half_params" not in found.exchange_rates
-    assert {(r.of, r.per): r.rate.value for r in found.rates_between}["tokens", "params"] == 0
+    rates = {(r.of, r.per): r.rate.value for r in found.rates_between}
+    assert rates["tokens", "params"] == pytest.approx(0, abs=1e-12)
 
 
 def test_what_no_combination_reaches_names_the_least_that_one_does():

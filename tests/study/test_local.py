@@ -253,7 +253,7 @@ def test_an_interrupt_lets_runs_save(tmp_path):
     def interrupted():
         with workers(tmp_path, count=1) as pool:
             for event in pool.run(tasks(1, pause=0.005)):
-                if event.points[0].step == 3:
+                if any(point.step >= 3 for point in event.points):  # several may come at once
                     os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
