@@ -1,8 +1,9 @@
 """Matrix times vector from stored bits beside the usual ways: ``python -m benchmarks.matvec [--threads 1 2]``.
 
 Weights are cold: each way has copies of its matrix that together take more than 256 MB, and goes through them in turn. Ways
-are timed in rounds, one call of each after another, and the best of all rounds counts: the machine may have other work.
-Threads are held to the first cores. The bandwidth is that of reading such copies and doing nothing else, in the same rounds.
+are timed in rounds, one call of each after another (of ours the native one, of others that of their library), and the best of
+all rounds counts: the machine may have other work. Threads are held to the first cores. The bandwidth is that of reading such
+copies and doing nothing else, in the same rounds.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ COLD = 256 << 20
 SPECS = ("table2", "table3", "table4", "table3+0.45%", "int2/g64", "int3/g128", "int4/g128", "int8")
 OTHERS = {"int16": ("table3", "int4/g128"), "float": ("table3", "table4")}
 """Activations that are not rounded to 8 bits -> formats."""
+LAYERS = ("table3", "int4/g128")
 AVX2 = ("table2", "table3", "table4", "int4/g128")
 
 
@@ -69,10 +71,24 @@ def ours(
     # Time does not depend on the numbers: 64 rows are encoded, and codes of the whole drawn.
     first = pack_weight(small, activations)
     packed = [widened(first, rows, spec) for _ in range(copies(first.bytes * rows // 64))]
+    x, out, parts = (
+        torch.randn(tokens, columns),
+        torch.empty(tokens, rows),
+        2 if activations == "int16" else 1,
+    )
+    given = x.data_ptr(), tokens, parts, None, out.data_ptr(), threads, instructions
+    calls: list[Callable[[], object]] = [lambda one=one.ready: one.product(*given) for one in packed]
+    return Way(f"isoloss {spec}, {activations} activations", packed[0].bytes, calls, done=lambda: (x, out))
+
+
+def layers(spec: str, rows: int, columns: int, tokens: int, threads: int) -> Way:
+    """The same through modules: what a call in PyTorch costs when caches are full of weights comes on top."""
+    first = pack_weight(formats.get(spec).encode(torch.randn(64, columns)))
+    size = first.bytes * rows // 64
+    modules = [PackedLinear(widened(first, rows, spec)) for _ in range(copies(size))]
     x = torch.randn(tokens, columns)
-    name = f"isoloss {spec}, {activations} activations"
-    calls = [lambda p=p: product(p, x, activations, threads, instructions) for p in packed]
-    return Way(name, packed[0].bytes, calls)
+    torch.set_num_threads(threads)
+    return Way(f"isoloss {spec}, a layer", size, [lambda m=m: m(x) for m in modules])
 
 
 def widened(packed: Packed, rows: int, spec: str) -> Packed:
@@ -266,6 +282,8 @@ def timed(
             makes[f"isoloss {spec}, {activations} activations"] = lambda spec=spec, kind=activations: ours(
                 spec, rows, columns, tokens, threads, kind
             )
+    for spec in LAYERS:
+        makes[f"isoloss {spec}, a layer"] = lambda spec=spec: layers(spec, rows, columns, tokens, threads)
     for spec in AVX2 if "avx2" in native.status().sets[1:] else ():
         makes[f"isoloss {spec}, by AVX2 alone"] = lambda spec=spec: ours(
             spec, rows, columns, tokens, threads, "int8", "avx2"
