@@ -50,16 +50,6 @@ ALWAYS reals load_few(const float *from, int64_t count)
 /* bfloat16 is the upper half of a float. */
 ALWAYS reals load_upper(const uint16_t *from, int64_t count)
 {
-#if defined(ISOLOSS_AVX2)
-    if (count >= TILE) {
-        __m256i half[2];
-        for (int i = 0; i < 2; i++)
-            half[i] = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from + i)), 16);
-        reals all;
-        memcpy(&all, half, sizeof all);
-        return all;
-    }
-#endif
     uppers v = {0};
     memcpy(&v, from, count >= TILE ? sizeof v : (size_t)count * sizeof *from);
     return (reals)(__builtin_convertvector(v, whole) << TILE);

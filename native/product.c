@@ -5,10 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TILE = 16, BLOCK_COLUMNS = 32, RUN = 512, PLANE = 64, LINE = 64, MOST_TOKENS = 1 << 20, TURNS = 4, BESIDE_FROM = 3 };
+enum { TILE = 16, BLOCK_COLUMNS = 32, RUN = 512, PLANE = 64, LINE = 64, MOST_TOKENS = 1 << 20, TURNS = 2, BESIDE_FROM = 3 };
 
 /* Stored bytes times tokens that a thread should have at least: what waking it costs is read in that time. */
-#define SHARE (1 << 16)
+#define SHARE (1 << 14)
 
 typedef struct {
     Product product;
