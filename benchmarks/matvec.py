@@ -78,7 +78,8 @@ def ours(
     )
     given = x.data_ptr(), tokens, parts, None, out.data_ptr(), threads, instructions
     calls: list[Callable[[], object]] = [lambda one=one.ready: one.product(*given) for one in packed]
-    return Way(f"isoloss {spec}, {activations} activations", packed[0].bytes, calls, done=lambda: (x, out))
+    name = f"isoloss {spec}, {activations} activations"
+    return Way(name, packed[0].bytes, calls, done=lambda: (x, out))  # kept as long as their addresses
 
 
 def layers(spec: str, rows: int, columns: int, tokens: int, threads: int) -> Way:

@@ -18,8 +18,8 @@
 #include <arm_neon.h>
 #endif
 
-/* Of 64 bytes a part is worked on at a time: all, or on 64-bit ARM the 16 of a register, since compilers keep larger vectors
- * in memory there. */
+/* Of 64 bytes a part is worked on at a time: all, or by AVX2 and 64-bit ARM as many as a register has, since compilers keep
+ * larger vectors in memory. */
 #if defined(__aarch64__)
 enum { PART = 16 };
 #elif defined(__AVX2__) && !defined(__AVX512F__)
@@ -462,6 +462,21 @@ ALWAYS reals halves_at(const uint16_t *from)
     reals v;
     memcpy(&v, all, sizeof v);
     return v;
+#endif
+}
+
+/* The first `count` of them, zeros behind. */
+ALWAYS reals some_halves(const uint16_t *from, int64_t count)
+{
+#if defined(__AVX512BW__)
+    const __mmask16 which = count >= LANES_OUT ? 0xFFFF : (__mmask16)((1 << count) - 1);
+    return (reals)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(which, from));
+#else
+    uint16_t all[LANES_OUT] = {0};
+    if (count >= LANES_OUT)
+        return halves_at(from);
+    memcpy(all, from, (size_t)count * sizeof *all);
+    return halves_at(all);
 #endif
 }
 

@@ -54,11 +54,11 @@ ALWAYS reals some_of(const void *value, int64_t at, int64_t count, const int typ
     if (type == FLOAT_TYPE)
         return some_reals((const float *)value + at, count);
     const uint16_t *from = (const uint16_t *)value + at;
+    if (type == HALF_TYPE)
+        return some_halves(from, count);
 #if defined(__AVX512BW__)
     const __mmask16 which = count >= LANES_OUT ? 0xFFFF : (__mmask16)((1 << count) - 1);
     const __m256i raw = _mm256_maskz_loadu_epi16(which, from);
-    if (type == HALF_TYPE)
-        return (reals)_mm512_cvtph_ps(raw);
     if (type == BRAIN_TYPE)
         return (reals)_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16);
     return (reals)_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(raw));
@@ -68,8 +68,6 @@ ALWAYS reals some_of(const void *value, int64_t at, int64_t count, const int typ
         memcpy(all, from, (size_t)count * sizeof *all);
         from = all;
     }
-    if (type == HALF_TYPE)
-        return halves_at(from);
 #if defined(ISOLOSS_AVX2)
     __m256 half[2];
     for (int i = 0; i < 2; i++) {

@@ -1,26 +1,9 @@
 /* Products with a sparse matrix of fp16 numbers in compressed rows, added to what is there; compiled once per set (SET).
  *
- * Few tokens: the numbers of a row are the lanes. Many: 16 tokens are, and activations lie side by side (isoloss.h's product
- * lays them out once), so that a number is read once for all of them.
+ * Few tokens: the numbers of a row are the lanes. Many: 16 tokens are, and activations lie side by side (product.c lays
+ * them out once), so that a number is read once for all of them.
  */
 #include "weights.h"
-
-/* 16 numbers, or the first `count` of them and zeros behind. */
-ALWAYS reals some_halves(const uint16_t *from, int64_t count)
-{
-#if defined(__AVX512BW__)
-    const __mmask16 mask = count >= TILE ? 0xffff : (__mmask16)((1 << count) - 1);
-    const __m512i halves = _mm512_maskz_loadu_epi16((__mmask32)mask, from);
-    return (reals)_mm512_cvtph_ps(_mm512_castsi512_si256(halves));
-#else
-    float all[TILE] = {0};
-    for (int64_t i = 0; i < count && i < TILE; i++)
-        all[i] = half_to_float(from[i]);
-    reals v;
-    memcpy(&v, all, sizeof v);
-    return v;
-#endif
-}
 
 /* Numbers of x in so many columns, at most 16, zeros behind. */
 ALWAYS reals some_of(const float *x, const void *column, int64_t count, const int bytes)

@@ -186,7 +186,7 @@ OF_BITS(1) OF_BITS(2) OF_BITS(3) OF_BITS(4) OF_BITS(5) OF_BITS(6)
 #define ALL(BITS) {WITH_COUNTS(NAME, BITS)}
 static rows_product *const made[6][5] = {ALL(1), ALL(2), ALL(3), ALL(4), ALL(5), ALL(6)};
 #else
-/* One for all: a product per bits and tokens takes a compiler minutes where no register is 64 bytes wide. */
+/* One for all: a product per bits and tokens takes a compiler minutes where parts are no registers. */
 static void tile_any(const Product *m, int64_t first, int64_t rows, int64_t token, int count, int bits)
 {
     tile_of(m, first, rows, token, count, bits);

@@ -11,6 +11,9 @@ from typing import Any
 BYTES = 256
 """A model with so many tokens and no tokenizer reads bytes."""
 
+FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+"""Any of these, and the folder has a tokenizer."""
+
 _HALF = "\N{REPLACEMENT CHARACTER}"  # a character of which some bytes are still to come
 
 
@@ -53,7 +56,7 @@ def words_of(place: str | Path, vocabulary: int) -> Words:
         vocabulary: how many tokens the model has.
 
     Raises:
-        ValueError: there is no tokenizer for it.
+        ValueError: there is no tokenizer for it, or it cannot be loaded.
     """
     found = _tokenizer(Path(place))
     if found is None:
@@ -102,7 +105,11 @@ def _tokenizer(place: Path) -> Any:
     transformers.logging.set_verbosity(logging.CRITICAL)
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, **given)
-    except (OSError, ValueError, KeyError, TypeError, ImportError):  # a folder without one, said in many ways
+    except Exception as error:  # of a folder without one anything may come
+        if "gguf_file" in given or any((folder / name).is_file() for name in FILES):
+            raise ValueError(
+                f"transformers cannot load the tokenizer of {place}: {' '.join(str(error).split())[:300]}"
+            ) from error
         return None
     finally:
         transformers.logging.set_verbosity(before)

@@ -133,6 +133,13 @@ def test_no_tokenizer_is_said(place):
         words_of(folder(place / "model"), 30)
 
 
+def test_a_damaged_tokenizer_is_not_taken_for_none(place):
+    where = folder(place / "model")
+    (where / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot load the tokenizer of"):
+        words_of(where, 256)
+
+
 def test_what_was_told_is_what_was_made():
     model, draft, told = gpt(), gpt(1), []
     end = generate(model, list(b"a"), 8, seed=3).tokens[4]
